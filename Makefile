@@ -1,0 +1,46 @@
+# Everything lives in .venv; the exact versions are those of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= /usr/share/datasets/fashion-mnist
+
+.PHONY: demo test test-all check format zoo benchmark clean
+
+demo: $(VENV)/bench
+	$(BIN)/queryfoil bench quick --out runs/quick
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest -q -m ''
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Train the shipped weights again (about 15 minutes on two cores); DATA is a folder with the IDX files.
+zoo: $(VENV)/bench
+	$(BIN)/queryfoil train fashion-resnet --data $(DATA) --out src/queryfoil/shipped/zoo
+
+benchmark: $(VENV)/peers
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/disguise.py
+
+clean:
+	rm -rf $(VENV) runs
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt pip
+
+$(VENV)/%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench$(if $(filter-out bench,$*),$(comma)$*)]'
+	@touch $@
+
+comma := ,

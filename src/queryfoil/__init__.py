@@ -1,0 +1,18 @@
+"""queryfoil foils score-based query attacks: it protects a classifier's scores and measures the protection."""
+
+from queryfoil import data as data
+from queryfoil import metrics as metrics
+from queryfoil import models as models
+from queryfoil.api import attack as attack
+from queryfoil.attacks import ATTACKS as ATTACKS
+from queryfoil.data import DATASETS as DATASETS
+from queryfoil.defenses import DEFENSES as DEFENSES
+from queryfoil.defenses.aaa import AAA as AAA
+from queryfoil.defenses.calibration import Fit as Fit
+from queryfoil.defenses.calibration import fit as fit
+from queryfoil.defenses.disguise import disguise as disguise
+from queryfoil.defenses.noise import InputNoise as InputNoise
+from queryfoil.models import MODELS as MODELS
+from queryfoil.run import Result as Result
+
+__version__ = "0.1.0"

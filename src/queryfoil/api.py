@@ -1,0 +1,51 @@
+"""The library in one call: attack a model."""
+
+from typing import Any
+
+from torch import Tensor
+
+from queryfoil.attacks import ATTACKS
+from queryfoil.names import lookup
+from queryfoil.oracle import Model
+from queryfoil.run import Result, run
+from queryfoil.task import Task
+
+
+def attack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    attack: str = "square",
+    *,
+    norm: str = "linf",
+    eps: float = 8 / 255,
+    budget: int = 2500,
+    seed: int = 0,
+    targets: Tensor | None = None,
+    loss: str = "margin",
+    accept: str = "greedy",
+    **hyper: Any,
+) -> Result:
+    """Attack a model (protected or not) on images x (N, C, H, W) in [0, 1] with labels y (N,).
+
+    The model maps images to scores (N, K): a module in evaluation mode or any other callable, on the
+    device of x. `eps` is the radius of the ball on the [0, 1] scale, `budget` the most queries for each
+    image, the clean one included. `loss` is what the attacker minimizes: "margin", "probability_margin"
+    or "cross_entropy". `targets` (N,) make the attack targeted. `hyper` are the attack's own parameters
+    (see `ATTACKS`). Bad input raises ValueError before the model is asked, but for labels that exceed its
+    number of classes, which its first answer tells.
+
+    >>> import torch
+    >>> from queryfoil import data, models
+    >>> images = data.load("fashion-mnist", "attack")[:20]
+    >>> result = attack(models.load("fashion-resnet"), images.images, images.labels, eps=16 / 255, budget=100)
+    >>> bool(result.accuracy(100) < result.accuracy(1))
+    True
+    """
+    kind = lookup(ATTACKS, attack, "attack")
+    task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss, seed=seed)
+    try:
+        chosen = kind(accept=accept, **hyper)
+    except TypeError as error:
+        raise ValueError(f"{attack} does not take these hyper-parameters: {error}") from None
+    return run(chosen, model, task, budget)

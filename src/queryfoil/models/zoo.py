@@ -1,0 +1,41 @@
+"""Names of networks to trained models: builder here, weights and a card under `shipped/zoo`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from queryfoil.models.resnet import ResNet
+from queryfoil.names import lookup
+
+SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "fashion-resnet": ResNet,
+}
+
+
+def load(name: str, device: str | torch.device = "cpu", folder: str | Path = SHIPPED) -> nn.Module:
+    """Build a network, read its weights, and put it in evaluation mode.
+
+    `folder` holds NAME.safetensors (by default the weights that ship with the library).
+
+    >>> model = load("fashion-resnet")
+    >>> model(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    model = lookup(MODELS, name, "model")()
+    path = Path(folder) / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected the weights of {name} at {path}; train them with `queryfoil train {name}`")
+    model.load_state_dict(load_file(path))
+    return model.eval().requires_grad_(False).to(device)
+
+
+def card(name: str, folder: str | Path = SHIPPED) -> dict[str, Any]:
+    """The card beside the weights: recipe, seed, accuracy, ECE."""
+    return dict(json.loads((Path(folder) / f"{name}.json").read_text()))

@@ -1,0 +1,160 @@
+"""A plan: a TOML file that lists the cells of an experiment, checked before anything runs."""
+
+import hashlib
+import inspect
+import json
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from queryfoil.attacks import ATTACKS
+from queryfoil.attacks.acceptance import ACCEPTANCE
+from queryfoil.data import DATASETS
+from queryfoil.defenses import DEFENSES
+from queryfoil.losses import LOSSES
+from queryfoil.models import MODELS
+from queryfoil.names import lookup
+from queryfoil.task import NORMS
+
+SHIPPED = Path(__file__).parent / "shipped" / "plans"
+
+
+def _number(value: object) -> object:
+    """TOML has no fractions: "16/255" is one."""
+    return float(Fraction(value)) if isinstance(value, str) else value
+
+
+class Defense(BaseModel):
+    """One layer of protection: a name of `DEFENSES`, its arguments, and whether `fit` completes them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    fit: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known(self) -> "Defense":
+        kind = lookup(DEFENSES, self.name, "defense")
+        accepted = dict.fromkeys(name for name in inspect.signature(kind).parameters if name != "model")
+        for name in self.arguments:
+            lookup(accepted, name, f"argument of {self.name}")
+        if self.fit and self.name != "aaa":
+            raise ValueError(f"only aaa can be fitted, but fit is set for {self.name}")
+        if self.fit and "temperature" in self.arguments:
+            raise ValueError("fit finds the temperature, so setting it as well would have no effect; leave one out")
+        return self
+
+
+class Cell(BaseModel):
+    """One row of a plan: data, model, defenses from the inside out, attack, norm, eps, goal, loss, budget, seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    dataset: str
+    model: str
+    defenses: tuple[Defense, ...] = ()
+    attack: str
+    hyper: dict[str, float | int | str | bool] = {}
+    accept: str = "greedy"
+    loss: str = "margin"
+    norm: str = "linf"
+    eps: Annotated[float, BeforeValidator(_number), Field(gt=0)]
+    targeted: bool = False
+    budget: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> "Cell":
+        for registry, name, kind in (
+            (DATASETS, self.dataset, "data set"),
+            (MODELS, self.model, "model"),
+            (ATTACKS, self.attack, "attack"),
+            (ACCEPTANCE, self.accept, "acceptance rule"),
+            (LOSSES, self.loss, "loss"),
+            (NORMS, self.norm, "norm"),
+        ):
+            lookup(registry, name, kind)
+        kind = ATTACKS[self.attack]
+        try:
+            kind(accept=self.accept, **self.hyper)
+        except TypeError as error:
+            raise ValueError(f"{self.attack} does not take these hyper-parameters: {error}") from None
+        if self.norm not in kind.norms:
+            raise ValueError(f"{self.attack} supports norm {' or '.join(kind.norms)}, but got {self.norm!r}")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result; the label does not."""
+        return {**self.model_dump(exclude={"label", "defenses"}), "defenses": self.defense_settings()}
+
+    def defense_settings(self) -> list[dict[str, Any]]:
+        """The defenses as the plan says them, from the inside out."""
+        return [d.model_dump() for d in self.defenses]
+
+
+class Plan(BaseModel):
+    """Cells, and at how many queries accuracy is reported besides the budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    about: str
+    report_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
+    cells: tuple[Cell, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Plan":
+        labels = [cell.label for cell in self.cells]
+        if len(set(labels)) < len(labels):
+            raise ValueError("expected a different label for each cell, but some repeat")
+        return self
+
+    def digest(self) -> str:
+        """Names the plan by its content."""
+        return digest(self.model_dump())
+
+
+def digest(value: object) -> str:
+    """16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shipped() -> dict[str, Path]:
+    """Name to path of the plans that come with the library."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def read(name_or_path: str | Path) -> Plan:
+    """Read a plan: a path to a TOML file, or the name of a shipped one.
+
+    The file has `name`, `about`, `report_at`, a table `defaults`, and an array `cell` of tables that
+    override the defaults. ValueError names every field that is wrong.
+
+    >>> read("quick").cells[0].label
+    'undefended'
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = lookup(shipped(), str(name_or_path), "plan")
+    elif not path.is_file():
+        raise FileNotFoundError(f"expected a plan at {path}, but there is no such file")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        defaults = content.pop("defaults", {})
+        cells = [{**defaults, **cell} for cell in content.pop("cell", [])]
+        return Plan.model_validate({**content, "cells": cells})
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"the plan {path} is not valid:\n" + "\n".join(lines)) from None

@@ -1,0 +1,86 @@
+"""What a result depends on, as hashes: code, weights, images, versions."""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+DIGITS = 16
+
+
+def code(modules: Iterable[str]) -> str:
+    """Hash of these modules of the library and all they import from it.
+
+    Comments, docstrings and layout do not count, so that only a change of meaning makes results stale.
+    """
+    seen: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"expected an importable module, but got {name!r}")
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        seen[name] = ast.unparse(_without_docstrings(tree))
+        waiting += _imported(tree)
+    return _hash(f"{name}\n{seen[name]}".encode() for name in sorted(seen))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    """Modules of the library that a module imports; package `__init__` files only list names."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("queryfoil"):
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                is_module = importlib.util.find_spec(node.module).submodule_search_locations is not None and (  # type: ignore[union-attr]
+                    importlib.util.find_spec(name) is not None
+                )
+                found.append(name if is_module else node.module)
+    return [name for name in found if name != "queryfoil"]
+
+
+def weights(model: nn.Module) -> str:
+    """Hash of a module's state: names, shapes and bytes."""
+    return _hash(
+        part for name, tensor in sorted(model.state_dict().items()) for part in (name.encode(), *_bytes(tensor))
+    )
+
+
+def tensors(*values: Tensor) -> str:
+    """Hash of tensors: types, shapes and bytes."""
+    return _hash(part for value in values for part in _bytes(value))
+
+
+def versions() -> dict[str, str]:
+    """Python, torch, and the number of threads, on which the last bits of a result depend."""
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": str(torch.__version__),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _bytes(tensor: Tensor) -> tuple[bytes, bytes]:
+    values = tensor.detach().cpu().contiguous()
+    return f"{values.dtype}{tuple(values.shape)}".encode(), values.numpy().tobytes()
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "big") + part)
+    return sha.hexdigest()[:DIGITS]

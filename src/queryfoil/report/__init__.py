@@ -1,0 +1,1 @@
+"""From stored results to what people read: terminal, Markdown, one self-contained HTML page."""

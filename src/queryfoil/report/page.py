@@ -1,0 +1,87 @@
+"""Writing the report of a folder: summary.json, images.parquet, report.md, report.html."""
+
+import json
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+
+from queryfoil import __version__, files, summary
+from queryfoil.plan import Plan
+from queryfoil.report import cells, figures
+from queryfoil.report.cells import Row
+from queryfoil.store import Store
+
+LIMITS = (
+    "These attacks minimize what they are shown and do not know the defense. AAA protects scores against such "
+    "attackers; it leaves the network and its adversarial examples as they are. Attackers who search in the opposite "
+    "direction, who know the curve, or who use the label alone are not stopped by it and are not part of this table."
+)
+
+
+def write(folder: str | Path) -> list[Row]:
+    """Make the report of a finished folder from what is stored there, without the model; gives its rows."""
+    out = Path(folder)
+    plan, results = summary.collect(Store(out))
+    rows = summary.rows(plan, results)
+    files.write_text(out / "summary.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    with files.replacing(out / "images.parquet") as temporary:
+        pq.write_table(summary.images(results), temporary, compression="zstd")
+    files.write_text(out / "report.md", markdown(plan, rows))
+    files.write_text(out / "report.html", html(plan, rows, figures.all_of(results)))
+    return rows
+
+
+def headline(rows: list[Row]) -> str:
+    """The result in a sentence or two, best and worst alike."""
+    row = rows[0]
+    budget = str(row["budget"])
+    text = [f"{r['label']}: {cells.percent(r['accuracy'][budget])}" for r in rows if str(r["budget"]) == budget]
+    return f"Accuracy left after {budget} queries an image – {'; '.join(text)}."
+
+
+def markdown(plan: Plan, rows: list[Row]) -> str:
+    """The table and its conditions, for a README or an issue."""
+    columns = cells.columns(rows[0])
+    lines = [f"# {plan.name}", "", plan.about + ".", "", headline(rows), ""]
+    lines += ["| defense | " + " | ".join(c.heading for c in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row in rows:
+        texts = [f"{e.value} ({e.detail})" if e.detail else e.value for e in cells.entries(row)]
+        lines.append(f"| {row['label']} | " + " | ".join(texts) + " |")
+    lines += ["", "In brackets: 95 % interval and number of images.", ""]
+    lines += [f"- {c.heading}: {c.meaning}" for c in columns]
+    lines += ["", *(f"- {line}" for line in _settings(rows)), "", LIMITS, ""]
+    return "\n".join(lines)
+
+
+def html(plan: Plan, rows: list[Row], pictures: list[figures.Picture]) -> str:
+    """One page with everything inside: no script, no network."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(zip=zip, described=_described)
+    template = environment.from_string((resources("queryfoil.report") / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        plan=plan,
+        headline=headline(rows),
+        columns=cells.columns(rows[0]),
+        rows=[(row, cells.entries(row)) for row in rows],
+        limits=LIMITS,
+        pictures=pictures,
+        settings=_settings(rows),
+        version=__version__,
+    )
+
+
+def _settings(rows: list[Row]) -> list[str]:
+    """What was attacked and how, each setting once."""
+    return list(dict.fromkeys(cells.setting(row) for row in rows))
+
+
+def _described(defense: dict[str, Any]) -> str:
+    """A defense with the values that were used, fitted ones included."""
+    names = ("curve", "tau", "alpha", "beta", "temperature", "solver")
+    found = {k: defense["fitted"][k] for k in names} if defense["fitted"] else {}
+    given = {k: v for k, v in defense.items() if k not in ("name", "fit", "fitted")}
+    arguments = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in {**given, **found}.items())
+    return f"{defense['name']}({arguments})"

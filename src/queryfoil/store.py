@@ -1,0 +1,117 @@
+"""Where results lie on disk: one folder a cell, one Parquet file a finished chunk, each written atomically.
+
+DIR/plan.json                 the plan this folder belongs to
+DIR/cells/HASH/cell.json      what was run: settings, fitted parameters, versions
+DIR/cells/HASH/clean.parquet  scores of the images that nothing was fitted on
+DIR/cells/HASH/trace.parquet  losses along two attacks on one image
+DIR/cells/HASH/chunk-A-B.parquet  images A to B of the cell
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from queryfoil import files, table
+from queryfoil.plan import Plan
+
+
+class Store:
+    """The output folder of one plan."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def claim(self, plan: Plan) -> None:
+        """Take the folder for a plan; ValueError if it belongs to another one or holds other things."""
+        path = self.folder / "plan.json"
+        if path.is_file():
+            other = read_json(path)
+            if other.get("digest") != plan.digest():
+                raise ValueError(
+                    f"{self.folder} holds results of another plan ({other.get('name')!r}, {other.get('digest')}), "
+                    f"not of {plan.name!r} ({plan.digest()}); choose another folder"
+                )
+            return
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ValueError(f"expected {self.folder} to be new, empty or a bench folder, but it holds other files")
+        content = {"name": plan.name, "digest": plan.digest(), "plan": plan.model_dump(mode="json")}
+        files.write_text(path, json.dumps(content, indent=1) + "\n")
+
+    def plan(self) -> Plan:
+        """The plan that the folder belongs to."""
+        path = self.folder / "plan.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a folder written by `queryfoil bench`, but {path} does not exist")
+        return Plan.model_validate(read_json(path)["plan"])
+
+    def cell(self, key: str) -> "CellStore":
+        """The part of the folder for the cell with this hash."""
+        return CellStore(self.folder / "cells" / key, key)
+
+
+class CellStore:
+    """The files of one cell. A file that cannot be read, or is not of this cell, counts as absent."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.damaged: list[Path] = []
+
+    def write(self, name: str, rows: pa.Table, seconds: float = 0.0) -> None:
+        """Write a table atomically; `seconds` is the time that it took to compute."""
+        meta = {"cell": self.key, "seconds": f"{seconds:.3f}"}
+        with files.replacing(self.folder / f"{name}.parquet") as temporary:
+            pq.write_table(rows.replace_schema_metadata(meta), temporary, compression="zstd", write_page_checksum=True)
+
+    def read(self, name: str, schema: pa.Schema) -> pa.Table | None:
+        """The table, or None where there is none; a damaged one is also noted in `damaged`."""
+        path = self.folder / f"{name}.parquet"
+        if not path.is_file():
+            return None
+        try:
+            rows = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        except (OSError, pa.ArrowException):
+            rows = None
+        if rows is not None and rows.schema.equals(schema) and _cell(rows) == self.key:
+            return rows
+        self.damaged.append(path)
+        return None
+
+    def attacked(self) -> pa.Table:
+        """All finished chunks as one table, each image once, in the order of the cell."""
+        found = [self.read(path.stem, table.ATTACKED) for path in sorted(self.folder.glob("chunk-*.parquet"))]
+        chunks = [chunk for chunk in found if chunk is not None]
+        if not chunks:
+            return table.ATTACKED.empty_table()
+        meta = {"seconds": f"{sum(map(seconds, chunks)):.3f}"}
+        rows = pa.concat_tables([chunk.replace_schema_metadata() for chunk in chunks])
+        _, first = np.unique(rows.column("id").to_numpy(), return_index=True)
+        return rows.take(np.sort(first)).replace_schema_metadata(meta)
+
+    def write_json(self, content: dict[str, Any]) -> None:
+        """Write cell.json."""
+        files.write_text(self.folder / "cell.json", json.dumps(content, indent=1) + "\n")
+
+    def read_json(self) -> dict[str, Any]:
+        """Read cell.json."""
+        return read_json(self.folder / "cell.json")
+
+
+def seconds(rows: pa.Table) -> float:
+    """The time that a stored table took to compute."""
+    return float((rows.schema.metadata or {}).get(b"seconds", b"0"))
+
+
+def _cell(rows: pa.Table) -> str:
+    return bytes((rows.schema.metadata or {}).get(b"cell", b"")).decode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError that names the file if it is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and run the plan again") from None

@@ -1,0 +1,160 @@
+"""From a folder of results to the rows of a report: pure functions of what is stored, no model needed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from queryfoil import metrics, store, table
+from queryfoil.metrics import Interval
+from queryfoil.plan import Cell, Plan
+from queryfoil.store import CellStore, Store
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One finished cell: what was run, and its three tables."""
+
+    cell: Cell
+    info: dict[str, Any]  # cell.json
+    attacked: pa.Table
+    clean: pa.Table
+    trace: pa.Table
+
+    @property
+    def label(self) -> str:
+        return self.cell.label
+
+
+def collect(folder: Store) -> tuple[Plan, list[CellResult]]:
+    """The finished cells of a folder, in the plan's order; ValueError that counts what is missing."""
+    plan = folder.plan()
+    by_settings = {}
+    for path in sorted((folder.folder / "cells").glob("*/cell.json"), key=lambda p: p.stat().st_mtime):
+        content = store.read_json(path)  # of several runs of a cell with other code, the latest counts
+        by_settings[_frozen(content["settings"])] = content
+    results, missing = [], []
+    for cell in plan.cells:
+        info = by_settings.get(_frozen(cell.model_dump(mode="json", exclude={"label"})))
+        result = None if info is None else _read(cell, info, folder.cell(info["cell"]))
+        if result is None:
+            missing.append(cell.label)
+        else:
+            results.append(result)
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(plan.cells)} cells in {folder.folder} are not finished "
+            f"({', '.join(missing)}); run `queryfoil bench` on this folder again"
+        )
+    return plan, results
+
+
+def _frozen(value: Any) -> Any:
+    """Lists and dictionaries as something that can be a key."""
+    if isinstance(value, dict):
+        return tuple(sorted((k, _frozen(v)) for k, v in value.items()))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _read(cell: Cell, info: dict[str, Any], s: CellStore) -> CellResult | None:
+    attacked, clean, trace = s.attacked(), s.read("clean", table.CLEAN), s.read("trace", table.TRACE)
+    if len(attacked) < cell.n or clean is None or trace is None:
+        return None
+    return CellResult(cell, info, attacked, clean, trace)
+
+
+def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:
+    """What summary.json holds: one dictionary a cell, rates as shares in [0, 1]."""
+    return [_row(plan, result) for result in results]
+
+
+def _row(plan: Plan, r: CellResult) -> dict[str, Any]:
+    cell = r.cell
+    fooled_at = table.fooled_at(r.attacked)
+    points = sorted({q for q in plan.report_at if q <= cell.budget} | {cell.budget})
+    return {
+        "label": cell.label,
+        "model": cell.model,
+        "dataset": cell.dataset,
+        "defenses": [d | {"fitted": f} for d, f in zip(cell.defense_settings(), r.info["fitted"], strict=True)],
+        "attack": cell.attack,
+        "hyper": r.info["hyper"],
+        "accept": cell.accept,
+        "loss": cell.loss,
+        "norm": cell.norm,
+        "eps": cell.eps,
+        "targeted": cell.targeted,
+        "seed": cell.seed,
+        "n": cell.n,
+        "budget": cell.budget,
+        "clean_accuracy": metrics.accuracy_at(fooled_at, 1),
+        "clean_accuracy_interval": _accuracy_interval(fooled_at, 1),
+        "accuracy": {str(q): metrics.accuracy_at(fooled_at, q) for q in points},
+        "accuracy_interval": {str(q): _accuracy_interval(fooled_at, q) for q in points},
+        "average_queries": {str(q): _number(metrics.average_queries(fooled_at, q)) for q in points},
+        "average_queries_interval": {str(q): _queries_interval(fooled_at, q) for q in points},
+        "average_queries_of_successes": {
+            str(q): _number(metrics.average_queries_of_successes(fooled_at, q)) for q in points
+        },
+        **_user_side(r.clean),
+        "confirmed": _confirmed(r.attacked),
+        "queries_total": int(np.asarray(r.attacked.column("queries")).sum()),
+        "seconds": store.seconds(r.attacked),
+        "cell": r.info["cell"],
+        "versions": r.info["versions"],
+    }
+
+
+def _user_side(clean: pa.Table) -> dict[str, Any]:
+    """What a user of the scores gets: on the images that nothing was fitted on."""
+    shown, raw = (metrics.probabilities(table.scores(clean, c), "logits") for c in ("scores", "undefended_scores"))
+    labels = np.asarray(clean.column("label"))
+    change, interval = metrics.ece_difference(shown, raw, labels)
+    correct = int((shown.argmax(1) == labels).sum())
+    return {
+        "unseen_n": len(labels),
+        "unseen_accuracy": correct / len(labels),
+        "unseen_accuracy_interval": metrics.wilson(correct, len(labels)),
+        "labels_changed": int((shown.argmax(1) != raw.argmax(1)).sum()),
+        "ece": metrics.ece(shown, labels),
+        "ece_interval": metrics.ece_interval(shown, labels),
+        "ece_change": change,
+        "ece_change_interval": interval,
+        "nll": _number(metrics.nll(shown, labels)),
+        "brier": metrics.brier(shown, labels),
+    }
+
+
+def _accuracy_interval(fooled_at: np.ndarray, q: int) -> Interval:
+    return metrics.wilson(int((fooled_at > q).sum()), len(fooled_at))
+
+
+def _queries_interval(fooled_at: np.ndarray, q: int) -> Interval | None:
+    """Bootstrap over the initially correct images."""
+    spent = np.minimum(fooled_at[fooled_at > 1], q)
+    if not len(spent):
+        return None
+    return metrics.percentiles(spent[metrics.bootstrap(len(spent))].mean(1))
+
+
+def _confirmed(attacked: pa.Table) -> float | None:
+    """Mean over successes of the share of fresh queries that they survive; None if that was not asked."""
+    values = attacked.column("confirmed").drop_null()
+    return float(np.asarray(values).mean()) if len(values) else None
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if np.isfinite(value) else None
+
+
+def images(results: list[CellResult]) -> pa.Table:
+    """What images.parquet holds: one row an image and cell."""
+    parts = [
+        r.attacked.replace_schema_metadata()
+        .add_column(0, "cell", pa.array([r.info["cell"]] * len(r.attacked)))
+        .add_column(1, "cell_label", pa.array([r.label] * len(r.attacked)))
+        for r in results
+    ]
+    return pa.concat_tables(parts)

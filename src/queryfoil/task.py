@@ -1,0 +1,134 @@
+"""What an attack is up to: images, labels, goal, ball and loss, checked once and frozen."""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from queryfoil import losses
+from queryfoil.names import lookup
+
+NORMS = {"linf": "largest absolute change of a value", "l2": "Euclidean length of the change of an image"}
+SLACK = 1e-6  # rounding allowed in a ball check; one level of an 8-bit image is 4e-3
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images (N, C, H, W) float32 in [0, 1], labels (N,), ids (N,), targets (N,) or None, ball, loss, seed.
+
+    `eps` is the radius in the norm "linf" or "l2", on the [0, 1] scale. `ids` name the images in every
+    random draw. Build one with `Task.create`, which checks everything.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    targets: Tensor | None
+    norm: str
+    eps: float
+    loss: str
+    seed: int
+
+    @classmethod
+    def create(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        ids: Tensor | None = None,
+        targets: Tensor | None = None,
+        norm: str = "linf",
+        eps: float = 8 / 255,
+        loss: str = "margin",
+        seed: int = 0,
+    ) -> "Task":
+        """Check every part and build the task; ValueError says what was expected and what came.
+
+        `ids` default to 0..N-1. An L-inf eps that is no multiple of 1/255 gives a warning: the oracle
+        floors to 8 bits, which moves such a perturbation out of its ball.
+
+        >>> Task.create(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])).norm
+        'linf'
+        """
+        check_images(images)
+        n = len(images)
+        ids = torch.arange(n) if ids is None else ids
+        _check_integers("labels", labels, n)
+        _check_integers("ids", ids, n)
+        if len(ids.unique()) != n:
+            raise ValueError(f"expected each id once, but got {n - len(ids.unique())} repeated ones of {n}")
+        if targets is not None:
+            _check_integers("targets", targets, n)
+            if bool((targets == labels).any()):
+                raise ValueError("expected targets other than the labels, but some are equal")
+            targets = targets.to(images.device, torch.int64)
+        lookup(NORMS, norm, "norm")
+        lookup(losses.LOSSES, loss, "loss")
+        if not 0 < eps < float("inf"):
+            raise ValueError(f"expected eps > 0 on the [0, 1] scale (such as 8/255), but got {eps}")
+        if norm == "linf" and abs(eps * 255 - round(eps * 255)) > 1e-4:
+            warnings.warn(
+                f"eps = {eps:.5g} is no multiple of 1/255: images are floored to 8 bits after the ball is checked, "
+                f"so what the model sees can lie up to 1/255 outside; use {max(round(eps * 255), 1)}/255",
+                stacklevel=2,
+            )
+        device = images.device
+        labels, ids = (t.to(device, torch.int64) for t in (labels, ids))
+        return cls(images, labels, ids, targets, norm, float(eps), loss, seed)
+
+    def rows(self, index: Tensor) -> "Task":
+        """The same task on some of its images."""
+        targets = None if self.targets is None else self.targets[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index], targets=targets)
+
+    def margin(self, scores: Tensor) -> Tensor:
+        """The logit margin that decides success: <= 0 where the goal is reached (N,)."""
+        return losses.margin(scores, self.labels, self.targets)
+
+    def objective(self, scores: Tensor) -> Tensor:
+        """What the attack minimizes, by the task's loss (N,)."""
+        return losses.LOSSES[self.loss](scores, self.labels, self.targets)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest images in the ball, and in [0, 1]."""
+        delta = x - self.images
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+            delta = delta * (self.eps / length).clamp_max(1)[:, None, None, None]
+        return (self.images + delta).clamp(0, 1)
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Whether each proposed image lies in the ball (N,), up to rounding; [0, 1] is not asked for."""
+        delta = (x - self.images).flatten(1)
+        size = delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+        return size <= self.eps + SLACK
+
+
+def check_images(images: Tensor) -> None:
+    """ValueError unless images are float32 (N, C, H, W), N >= 1, finite and in [0, 1]."""
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"expected images as a float32 tensor (N, C, H, W), but got {got}")
+    if not images.numel():
+        raise ValueError(f"expected at least one image, but got an empty batch {tuple(images.shape)}")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"expected images in [0, 1], but got values from {low:.4g} to {high:.4g}; "
+            "divide bytes by 255 and leave normalization to the model"
+        )
+
+
+def _check_integers(name: str, values: Tensor, n: int) -> None:
+    if (
+        not isinstance(values, Tensor)
+        or values.shape != (n,)
+        or values.is_floating_point()
+        or values.dtype == torch.bool
+    ):
+        got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"expected {name} as an integer tensor ({n},), but got {got}")
+    if bool((values < 0).any()):
+        raise ValueError(f"expected {name} >= 0, but got {int(values.min())}")
