@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Idle threads sleep: where other work runs too, spinning ones make torch ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 DATA ?= /usr/share/datasets/fashion-mnist
 
 .PHONY: demo test test-all check format zoo benchmark clean

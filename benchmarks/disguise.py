@@ -37,7 +37,9 @@ def main() -> None:
                 # the exact solver is timed over several calls: one is too short for the clock
                 exact = min(seconds(lambda z=logits: disguise(z)) for _ in range(10))  # type: ignore[misc]
                 adam = seconds(lambda z=logits: disguise(z, solver="adam"))  # type: ignore[misc]
-                forward = min(seconds(lambda: [model(part) for part in images.split(128)]) for _ in range(2))
+                forward = min(
+                    seconds(lambda: [model(images[i : i + 128]) for i in range(0, BATCH, 128)]) for _ in range(2)
+                )
                 runs.append((exact, adam, adam / exact, exact / forward))
             exact, adam, ratio, share = (statistics.median(column) for column in zip(*runs[1:], strict=True))
             print(f"{classes:>5} {1e3 * exact:>9.2f} {1e3 * adam:>9.1f} {ratio:>10.0f} {100 * share:>12.2f} %")

@@ -144,7 +144,8 @@ def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared
 def _defend(
     network: nn.Module, cell: Cell, calibration: Images, device: str
 ) -> tuple[nn.Module, tuple[dict[str, Any] | None, ...]]:
-    model, fitted = network, []
+    model = network
+    fitted: list[dict[str, Any] | None] = []
     for defense in cell.defenses:
         if defense.fit:
             scores = _clean_answers(model, _to(calibration, device), cell.seed)
@@ -231,9 +232,7 @@ def _trace(p: Prepared, s: CellStore) -> None:
     paths = {"undefended": p.network, "defended": p.model} if p.cell.defenses else {"undefended": p.network}
     parts = []
     for path, attacked_model in paths.items():
-        sent: list[Tensor] = []
-        run(p.attack, attacked_model, task, p.cell.budget, observe=lambda i, q, x, z, to=sent: to.append(x))
-        x = torch.cat(sent)
+        x = _images_sent(p, attacked_model, task)
         ids, queries = task.ids.expand(len(x)), torch.arange(1, len(x) + 1, device=x.device)
         along = replace(task, labels=task.labels.expand(len(x)), targets=_expand(task.targets, len(x)))
         true, shown = (
@@ -242,6 +241,13 @@ def _trace(p: Prepared, s: CellStore) -> None:
         columns = [[path] * len(x), ids.cpu().numpy(), queries.cpu().numpy(), true, shown]
         parts.append(pa.table(columns, schema=table.TRACE))
     s.write("trace", pa.concat_tables(parts))
+
+
+def _images_sent(p: Prepared, model: nn.Module, task: Task) -> Tensor:
+    """All queries of the cell's attack on another model, one after the other."""
+    sent: list[Tensor] = []
+    run(p.attack, model, task, p.cell.budget, observe=lambda ids, queries, images, scores: sent.append(images))
+    return torch.cat(sent)
 
 
 def _expand(values: Tensor | None, n: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -47,7 +48,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         warnings.showwarning = lambda message, *_, **__: errors.print(
             f"warning: {message}", style="yellow", markup=False
-        )  # type: ignore[assignment]
+        )
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError) as error:
@@ -132,16 +133,22 @@ def report_command(
     """Make the report of a finished folder again, from what is stored there, and print its table."""
     rows = page.write(folder)
     columns = cells.columns(rows[0])
-    table = Table("defense", *(c.heading for c in columns), show_lines=True)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False)
+    table.add_column("defense", min_width=10, overflow="fold")
+    for column in columns:
+        table.add_column(column.heading, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(row["label"], *(f"{e.value}\n[dim]{e.detail}[/dim]" for e in cells.entries(row)))
+        table.add_row(row["label"], *(_stacked(entry) for entry in cells.entries(row)))
     console.print(table)
     console.print("small print: 95 % interval and number of images", style="dim")
     for line in dict.fromkeys(cells.setting(row) for row in rows):
         console.print(line, style="dim", markup=False)
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+def _stacked(entry: cells.Entry) -> str:
+    """The value above its small print, narrow enough for a terminal of 80 columns."""
+    return "\n".join([entry.value, *(f"[dim]{part}[/dim]" for part in entry.detail.split(", "))])
 
 
 @app.command()
@@ -196,7 +203,8 @@ def fit(
     found.save(out)
     console.print(
         f"{out}: tau {found.tau:g}, temperature {found.temperature:g}; "
-        f"ECE {cells.percent(found.ece_undefended)} undefended, {cells.percent(found.ece_cross_fitted)} behind AAA (cross-fitted, n = {found.n})",
+        f"ECE {cells.percent(found.ece_undefended)} undefended, "
+        f"{cells.percent(found.ece_cross_fitted)} behind AAA (cross-fitted, n = {found.n})",
         markup=False,
         soft_wrap=True,
     )

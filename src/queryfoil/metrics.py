@@ -105,7 +105,7 @@ def _checked(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Flo
 class Reliability(NamedTuple):
     """Per confidence bin: number of images, mean confidence and accuracy (NaN where empty)."""
 
-    count: NDArray[np.int64]
+    size: NDArray[np.int64]
     confidence: Floats
     accuracy: Floats
 
@@ -125,10 +125,10 @@ def reliability(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int
     p, y = _checked(probs, labels)
     confidence, correct = p.max(1), (p.argmax(1) == y).astype(np.float64)
     index = bin_index(confidence, bins)
-    count = np.bincount(index, minlength=bins)
+    size = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        sums = [np.bincount(index, weights=w, minlength=bins) / count for w in (confidence, correct)]
-    return Reliability(count, *sums)
+        sums = [np.bincount(index, weights=w, minlength=bins) / size for w in (confidence, correct)]
+    return Reliability(size, *sums)
 
 
 def ece(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:

@@ -62,10 +62,11 @@ def answers(
     """
     parts = []
     with torch.no_grad():
-        for batch in zip(*(t.split(micro_batch) for t in (images, ids, queries)), strict=True):
+        for start in range(0, len(images), micro_batch):
+            batch = [t[start : start + micro_batch] for t in (images, ids, queries)]
             n = len(batch[0])
             if n == 1:  # a single row takes another path in BLAS and would differ in the last bit
-                batch = tuple(torch.cat([t, t]) for t in batch)
+                batch = [torch.cat([t, t]) for t in batch]
             with rng.rows(seed, batch[1], batch[2]):
                 scores = model(batch[0])
             _check_scores(scores, len(batch[0]))

@@ -86,7 +86,6 @@ def run(
     state: State | None = None
     t = 0
     while bool(oracle.live.any()):
-        spent = oracle.spent
         if attack.rowwise and 2 * int(oracle.live.sum()) <= len(oracle.live):
             kept = oracle.live.nonzero().squeeze(1)
             task = oracle.keep(kept)
@@ -94,12 +93,12 @@ def run(
         if state is None:
             state = attack.init(task, oracle)
         else:
+            spent = oracle.spent
             state = attack.step(task, oracle, state, t)
             t += 1
-        now = oracle.spent
-        assert now > spent, f"{type(attack).__name__} made no query in a step"
+            assert oracle.spent > spent, f"{type(attack).__name__} made no query in a step"
         if progress is not None:
-            progress(now, oracle.settled)
+            progress(oracle.spent, oracle.settled)
     return Result(
         oracle.fooled_at, oracle.queries, oracle.adversarial, clean_scores, budget, time.perf_counter() - start
     )

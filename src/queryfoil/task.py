@@ -55,8 +55,8 @@ class Task:
         ids = torch.arange(n) if ids is None else ids
         _check_integers("labels", labels, n)
         _check_integers("ids", ids, n)
-        if len(ids.unique()) != n:
-            raise ValueError(f"expected each id once, but got {n - len(ids.unique())} repeated ones of {n}")
+        if (repeated := n - len(set(ids.tolist()))) > 0:
+            raise ValueError(f"expected each id once, but got {repeated} repeated ones of {n}")
         if targets is not None:
             _check_integers("targets", targets, n)
             if bool((targets == labels).any()):

@@ -58,7 +58,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn(self.conv((x - self.mean) / self.std)))
-        return self.linear(self.blocks(x).mean(dim=(2, 3)))
+        logits: Tensor = self.linear(self.blocks(x).mean(dim=(2, 3)))
+        return logits
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:

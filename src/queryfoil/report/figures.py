@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,7 @@ WIDTH = 4.2  # inches: a phone's width at the text size of the page
 INK, GRID = "#010203", "#040506"  # stand-ins, replaced by the page's own colours
 COLOURS = ("#8c8c8c", "#3b8ad0", "#e08214", "#2a9d6f", "#b05fc0", "#d1495b", "#a08a2a", "#4aa8a8")
 STYLES = ("-", "-", "-", "--", ":", "-.", "--", ":")
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -60,7 +60,7 @@ def _draw(plot: Callable[[Figure], None], height: float) -> str:
     return svg.replace("<svg ", '<svg role="img" ', 1)
 
 
-def _look(i: int) -> dict[str, str]:
+def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
 
 

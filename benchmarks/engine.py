@@ -1,0 +1,140 @@
+"""Cost of a counted query: the engine against bare forwards of the same model, and against a peer.
+
+Each attack of the library on 512 images that stay live behind AAA, each side at its best micro-batch.
+The overhead is the time of the attack over that of as many bare forwards, measured in turns in one run;
+reported is the median of the pairs with its quartiles. The peer is ART's Square on the same images with
+the same parameters (install the extra `peers`): its forwards are counted by a wrapper, as ART does not count
+queries, and a step is what advances its search by one proposal.
+
+python benchmarks/engine.py [--rounds 9]
+"""
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from queryfoil import AAA, data, models
+from queryfoil.attacks import ATTACKS
+from queryfoil.metrics import NEVER
+from queryfoil.run import run
+from queryfoil.task import Task
+
+IMAGES, BUDGET, EPS = 512, 30, 4 / 255
+MICRO_BATCHES = (32, 64, 128, 256, 512)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def best_micro_batch(function: Callable[[int], object]) -> int:
+    """The micro-batch with the lowest of three times."""
+    times = {size: min(seconds(lambda s=size: function(s)) for _ in range(3)) for size in MICRO_BATCHES}  # type: ignore[misc]
+    return min(times, key=times.__getitem__)
+
+
+def bare(model: nn.Module, images: Tensor, micro_batch: int, times: int = BUDGET) -> None:
+    """So many forwards for each image and nothing else."""
+    with torch.no_grad():
+        for _ in range(times):
+            for start in range(0, len(images), micro_batch):
+                model(images[start : start + micro_batch])
+
+
+def live_task(model: nn.Module, attack: Any) -> Task:
+    """512 images that the attack does not fool within the budget."""
+    pool = data.load("fashion-mnist", "attack")
+    task = Task.create(pool.images, pool.labels, pool.ids, eps=EPS)
+    survivors = (run(attack, model, task, BUDGET).fooled_at == NEVER).nonzero().squeeze(1)
+    if len(survivors) < IMAGES:
+        raise SystemExit(f"expected {IMAGES} survivors, but got {len(survivors)}")
+    return task.rows(survivors[:IMAGES])
+
+
+def report(name: str, ratios: list[float], detail: str) -> None:
+    """One line: median and quartiles of the ratios."""
+    low, median, high = statistics.quantiles(ratios, n=4)
+    print(f"{name:<18} {median:>6.3f}  [{low:.3f}, {high:.3f}]  {detail}", flush=True)
+
+
+def ours(name: str, rounds: int) -> None:
+    """Overhead of one of our attacks."""
+    model = AAA(models.load("fashion-resnet"), tau=2.3)
+    attack = ATTACKS[name]()
+    task = live_task(model, attack)
+    theirs = best_micro_batch(lambda size: bare(model, task.images, size, 5))
+    mine = best_micro_batch(lambda size: run(attack, model, task, 5, size))
+    pairs = []
+    for _ in range(rounds):
+        spent = seconds(lambda: run(attack, model, task, BUDGET, mine))
+        pairs.append(spent / seconds(lambda: bare(model, task.images, theirs)))
+    report(name, pairs, f"{IMAGES} images x {BUDGET} queries; micro-batch {mine}, bare {theirs}")
+
+
+class Counted(nn.Module):
+    """A model that counts the images it is asked about."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.images = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        scores: Tensor = self.model(x)
+        return scores
+
+
+def art(rounds: int) -> None:
+    """Time of a step of ART's Square over that of a bare forward."""
+    try:
+        from art.attacks.evasion import SquareAttack
+        from art.estimators.classification import PyTorchClassifier
+    except ImportError:
+        print("ART's Square      not installed: pip install adversarial-robustness-toolbox")
+        return
+    logging.disable(logging.WARNING)
+    model = AAA(models.load("fashion-resnet"), tau=2.3)
+    task = live_task(model, ATTACKS["square"]())
+    counted = Counted(model).eval()
+    victim = PyTorchClassifier(
+        counted, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    x, y = task.images.numpy(), task.labels.numpy()
+
+    def attack(size: int, steps: int = BUDGET) -> None:
+        settings: dict[str, Any] = {"eps": EPS, "max_iter": steps, "p_init": 0.05, "nb_restarts": 1}
+        SquareAttack(victim, batch_size=size, verbose=False, **settings).generate(x, y)
+
+    theirs = best_micro_batch(lambda size: bare(model, task.images, size, 5))
+    mine = best_micro_batch(lambda size: attack(size, 5))
+    pairs = []
+    for _ in range(rounds):
+        counted.images = 0
+        spent = seconds(lambda: attack(mine))
+        pairs.append(spent / seconds(lambda: bare(model, task.images, theirs)))
+    forwards = counted.images / (IMAGES * BUDGET)
+    report("ART's Square", pairs, f"{forwards:.2f} forwards a step; micro-batch {mine}, bare {theirs}")
+
+
+def main() -> None:
+    """Print a line for each attack and the peer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    print(f"time per query / time of a bare forward; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name in ATTACKS:
+        ours(name, rounds)
+    art(rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""What every defense of the registry, and stacks of them, must do. A defense joins by being registered."""
+
+import inspect
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import Declared, Linear, images
+from queryfoil import rng
+from queryfoil.defenses import DEFENSES
+from queryfoil.defenses.aaa import AAA
+from queryfoil.defenses.noise import InputNoise
+from queryfoil.oracle import answers
+
+BUILDS = {
+    **DEFENSES,
+    "aaa sine": lambda model: AAA(model, curve="sine", tau=2.0, temperature=1.5),
+    "aaa adam": lambda model: AAA(model, solver="adam", tau=2.0),
+    "aaa(noise)": lambda model: AAA(InputNoise(model)),
+    "noise(aaa)": lambda model: InputNoise(AAA(model)),
+    "aaa(aaa)": lambda model: AAA(AAA(model, tau=2.0)),
+}
+BAD = {  # settings that each defense must refuse
+    "aaa": [
+        {"curve": "cosine"},
+        {"solver": "sgd"},
+        {"tau": 0.0},
+        {"tau": float("nan")},
+        {"alpha": -0.1},
+        {"beta": -1.0},
+        {"beta": float("inf")},
+        {"temperature": 0.0},
+        {"steps": 50},  # no effect on the exact solver
+        {"lr": 0.5},
+        {"solver": "adam", "steps": -1},
+        {"solver": "adam", "lr": 0.0},
+    ],
+    "input_noise": [{"std": -0.1}, {"std": float("nan")}, {"std": float("inf")}],
+}
+
+KEEPING = {
+    name: build
+    for name, build in BUILDS.items()
+    if (model := build(Linear())) and model.keeps_label and model.deterministic
+}
+
+every_defense = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+
+
+class Certain(nn.Module):
+    """Sure of class 1, with a probability of zero for the others."""
+
+    output = "probs"
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.eval()
+
+    def forward(self, x):
+        return torch.tensor([0.0, 1.0, 0.0], dtype=self.dtype).expand(len(x), 3)
+
+
+def ask(model, x, ids=None, queries=None):
+    """Scores of a batch as the oracle asks for them: random draws by id and query number."""
+    ids = torch.arange(len(x)) if ids is None else ids
+    queries = torch.ones_like(ids) if queries is None else queries
+    with torch.no_grad(), rng.rows(0, ids, queries):
+        return model(x)
+
+
+@every_defense
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_scores_keep_their_shape_and_type_and_are_finite(build, classes):
+    scores = ask(build(Linear(classes=classes)), images(5))
+    assert scores.shape == (5, classes)
+    assert scores.dtype == torch.float32
+    assert bool(scores.isfinite().all())
+
+
+@every_defense
+def test_rows_do_not_depend_on_their_batch(build):
+    model, x, ids = build(Linear()), images(9), torch.arange(9) + 50
+    whole = ask(model, x, ids)
+    order = torch.tensor([4, 8, 0, 1, 7, 2, 6, 5, 3])
+    assert torch.equal(ask(model, x[order], ids[order]), whole[order])
+    for i in range(9):
+        assert torch.equal(ask(model, x[i : i + 1], ids[i : i + 1]), whole[i : i + 1])
+    assert model.rowwise is True
+
+
+@every_defense
+def test_a_call_changes_neither_weights_nor_mode_nor_input(build):
+    model, x = Linear(), images(4)
+    defended = build(model)
+    before, image = {name: value.clone() for name, value in model.state_dict().items()}, x.clone()
+    ask(defended, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(x, image)
+    assert not any(module.training for module in defended.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_defense
+@pytest.mark.parametrize("training", [True, False])
+def test_construction_inherits_the_mode_and_leaves_it(build, training):
+    model = Linear().train(training)
+    defended = build(model)
+    assert defended.training is training
+    assert model.training is training
+    assert not any(module.training for module in defended.eval().modules())
+
+
+@every_defense
+def test_it_works_with_and_without_gradients_and_in_inference_mode(build):
+    model, x, ids = build(Linear()), images(4), torch.arange(4)
+    reference = ask(model, x)
+    for mode in (torch.enable_grad, torch.inference_mode):
+        with mode(), rng.rows(0, ids, torch.ones_like(ids)):
+            assert torch.equal(model(x), reference)
+    with torch.inference_mode(), rng.rows(0, ids, torch.ones_like(ids)):
+        assert torch.equal(model(x.clone()), reference)  # an inference tensor
+
+
+@every_defense
+def test_whether_it_is_deterministic_is_declared(build):
+    model, x, ids = build(Linear()), images(8), torch.arange(8)
+    first, second = (ask(model, x, ids, torch.full_like(ids, query)) for query in (1, 2))
+    assert torch.equal(first, second) is model.deterministic
+    assert torch.equal(ask(model, x, ids), first)  # random ones are a function of the query
+
+
+@every_defense
+def test_a_declared_label_is_kept_on_real_images(build, network, clothes):
+    model, x = build(network), clothes.images[:150]
+    same = ask(model, x).argmax(1) == ask(model.model, x).argmax(1)
+    assert type(model.keeps_label) is bool
+    if model.keeps_label:
+        assert bool(same.all())
+    else:
+        assert float(same.double().mean()) > 0.8
+
+
+@pytest.mark.parametrize("build", KEEPING.values(), ids=KEEPING)
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_declared_label_is_kept_where_classes_are_tied(build, classes):
+    grey = torch.full((3, 1, 8, 8), 128 / 255)
+    assert not bool(Linear(classes=classes)(grey).any())
+    assert ask(build(Linear(classes=classes)), grey).argmax(1).tolist() == [0, 0, 0]
+
+
+@every_defense
+@pytest.mark.parametrize("output", ["probs", "log_probs", "logits"])
+def test_scores_stay_what_the_model_declares_them_to_be(build, output):
+    inner = Declared(Linear(), output)
+    model = build(inner)
+    assert model.output == output
+    x = images(20)
+    scores = ask(model, x)
+    if output == "probs":
+        assert bool((scores >= 0).all())
+        torch.testing.assert_close(scores.sum(1), torch.ones(20))
+    if output == "log_probs":
+        torch.testing.assert_close(scores.logsumexp(1), torch.zeros(20), atol=1e-5, rtol=0)
+    if model.keeps_label:
+        assert torch.equal(scores.argmax(1), ask(model.model, x).argmax(1))
+
+
+@every_defense
+def test_probabilities_and_their_logarithms_are_protected_alike(build):
+    x = images(20)
+    probs, log_probs = (ask(build(Declared(Linear(), output)), x) for output in ("probs", "log_probs"))
+    torch.testing.assert_close(probs.log(), log_probs, atol=1e-3, rtol=1e-3)
+
+
+@every_defense
+def test_an_unknown_kind_of_output_raises(build):
+    x, ids = images(2), torch.arange(2)
+    inner = Linear()
+    inner.output = "prob"
+    with pytest.raises(ValueError, match=r"expected a model's output to be logits, log_probs or probs.*got 'prob'"):
+        answers(build(inner), x, ids, ids)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_settings_that_make_no_sense_raise(name):
+    for settings in BAD[name]:
+        with pytest.raises(ValueError, match=r"expected|have no effect"):
+            DEFENSES[name](Linear(), **settings)
+
+
+@every_defense
+def test_weights_survive_a_round_trip_through_the_state_dict(build):
+    x = images(4)
+    source, target = build(Linear(seed=0)), build(Linear(seed=1))
+    assert not torch.equal(ask(source, x), ask(target, x))
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(ask(source, x), ask(target, x))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_the_first_argument_is_the_model_and_the_repr_shows_the_settings(name):
+    kind = DEFENSES[name]
+    model, *settings = inspect.signature(kind).parameters.values()
+    assert model.name == "model"
+    assert all(setting.kind is setting.KEYWORD_ONLY for setting in settings)
+    shown = repr(kind(Linear()))
+    for setting in settings:
+        if setting.name not in ("steps", "lr"):  # refused by AAA's exact solver
+            assert f"{setting.name}=" in shown
+    assert "Linear()" in shown
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@every_defense
+def test_zero_probabilities_of_any_type_stay_finite(request, build, dtype):
+    if dtype == torch.float16 and "aaa" in request.node.callspec.id:
+        request.applymarker(pytest.mark.xfail(reason="float16 rounds the smallest float32 to 0", raises=ValueError))
+    scores = ask(build(Certain(dtype)), images(4))
+    assert scores.dtype == dtype
+    assert bool(scores.isfinite().all())
+    assert scores.argmax(1).tolist() == [1] * 4
+
+
+def test_the_repr_shows_the_values():
+    assert "curve='sine', tau=2.5, alpha=0.7" in repr(AAA(Linear(), curve="sine", tau=2.5))
+    assert "std=0.05" in repr(InputNoise(Linear(), std=0.05))
+
+
+@pytest.mark.xfail(reason="AAA's repr leaves out steps and lr")
+def test_the_repr_tells_settings_of_the_adam_solver_apart():
+    assert repr(AAA(Linear(), solver="adam", steps=50)) != repr(AAA(Linear(), solver="adam"))
+
+
+# input noise
+
+
+class Pixels(nn.Flatten):
+    """Answers with what it sees."""
+
+
+def test_input_noise_has_the_standard_deviation_it_is_given():
+    x = torch.full((200, 1, 16, 16), 128 / 255)
+    seen = ask(InputNoise(Pixels().eval(), std=0.05), x)
+    n = seen.numel()
+    assert abs(float(seen.std()) - (0.05**2 + 1 / 12 / 255**2) ** 0.5) < 4 * 0.05 / (2 * n) ** 0.5
+    assert abs(float(seen.mean()) - 127.5 / 255) < 4 * 0.05 / n**0.5  # half a level lower: floored
+
+
+def test_input_noise_is_clipped_and_floored_to_8_bits():
+    x = torch.arange(256).float().div(255).view(1, 1, 16, 16)
+    seen = ask(InputNoise(Pixels().eval(), std=0.2), x)
+    assert torch.equal((seen * 255).round() / 255, seen)
+    assert float(seen.min()) == 0
+    assert float(seen.max()) == 1
+
+
+def test_input_noise_of_zero_changes_nothing():
+    x = images(3)
+    assert torch.equal(ask(InputNoise(Linear(), std=0.0), x), Linear()(x))
+
+
+def test_input_noise_in_a_service_is_fresh_at_every_call():
+    model, x = InputNoise(Linear()), images(3)
+    assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.xfail(reason="forked processes share the state of the generator of fresh noise")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # torch has threads, but the child needs none
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork processes")
+def test_input_noise_differs_between_forked_workers_of_a_service():
+    def noise_of_a_child():
+        source, sink = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(sink, rng.noise_like(torch.zeros(1, 8)).numpy().tobytes())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(sink)
+        with os.fdopen(source, "rb") as pipe:
+            return pipe.read()
+
+    assert noise_of_a_child() != noise_of_a_child()

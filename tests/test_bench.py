@@ -1,0 +1,250 @@
+"""Plans, chunks, resuming, damaged files: the same result whatever happens in between."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from queryfoil import bench, files, plan, store, summary, table
+from queryfoil.report import page
+
+SMALL = """
+name = "small"
+about = "A few images"
+report_at = [5]
+[defaults]
+dataset = "fashion-mnist"
+model = "fashion-resnet"
+attack = "square"
+eps = "16/255"
+budget = 12
+n = 24
+[[cell]]
+label = "undefended"
+[[cell]]
+label = "AAA"
+defenses = [{ name = "aaa", tau = 2.3, temperature = 1.1 }]
+[[cell]]
+label = "noise behind AAA"
+targeted = true
+defenses = [{ name = "input_noise", std = 0.05 }, { name = "aaa", curve = "sine", tau = 2.0 }]
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    assert bench.bench(plan.read(small), out).left == 0
+    page.write(out)
+    return out
+
+
+def without_times(folder: Path) -> Any:
+    rows = summary.rows(*summary.collect(store.Store(folder)))
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def columns(folder: Path) -> dict[str, list[Any]]:
+    return summary.images(summary.collect(store.Store(folder))[1]).to_pydict()
+
+
+def test_a_run_in_small_chunks_gives_the_same_bits(small: Path, finished: Path, tmp_path: Path) -> None:
+    bench.bench(plan.read(small), tmp_path, chunk=7)
+    assert without_times(tmp_path) == without_times(finished)
+    assert columns(tmp_path) == columns(finished)
+
+
+def test_a_killed_run_continues_to_the_same_summary(small: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "queryfoil.cli", "bench", str(small), "--out", str(out), "--chunk", "3"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("cells/*/chunk-*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(out.glob("cells/*/chunk-*.parquet")))
+    assert 0 < done < 24
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert without_times(out) == without_times(finished)
+
+
+def test_a_time_limit_stops_at_a_chunk_and_says_what_is_left(small: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = bench.bench(plan.read(small), out, chunk=8, time_limit=0)
+    assert (outcome.left, outcome.total) == (72, 72)
+    with pytest.raises(ValueError, match="3 of 3 cells"):
+        page.write(out)
+    assert bench.bench(plan.read(small), out, chunk=8).left == 0
+    assert without_times(out) == without_times(finished)
+
+
+def test_finished_chunks_are_not_computed_again(small: Path, finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("cells/*/*.parquet")}
+    progress: list[bench.Progress] = []
+    bench.bench(plan.read(small), finished, report=progress.append)
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("cells/*/*.parquet")} == before
+    assert progress == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "other cell"])
+def test_a_damaged_chunk_is_computed_again_and_said(small: Path, finished: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    bench.bench(plan.read(small), out, chunk=12)
+    chunks = sorted(out.glob("cells/*/chunk-*.parquet"))
+    content = chunks[0].read_bytes()
+    middle = len(content) // 3
+    changed = {
+        "cut": content[:middle],
+        "flip": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+        "empty": b"",
+        "text": b"not a table",
+        "other cell": next(p for p in chunks if p.parent != chunks[0].parent).read_bytes(),
+    }[damage]
+    chunks[0].write_bytes(changed)
+    outcome = bench.bench(plan.read(small), out, chunk=12)
+    assert outcome.damaged == (chunks[0],)
+    assert without_times(out) == without_times(finished)
+
+
+def test_a_folder_of_another_plan_is_refused(small: Path, finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(SMALL.replace("budget = 12", "budget = 13"))
+    with pytest.raises(ValueError, match="holds results of another plan"):
+        bench.bench(plan.read(other), finished)
+
+
+def test_a_folder_with_other_files_is_refused(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("photos")
+    with pytest.raises(ValueError, match="holds other files"):
+        bench.bench(plan.read(small), tmp_path)
+
+
+def test_no_space_left_keeps_what_is_finished(
+    small: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, calls = os.replace, []
+
+    def full(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match=r"no space left for .*every finished chunk is kept"):
+        bench.bench(plan.read(small), tmp_path, chunk=8)
+    assert len(list(tmp_path.glob("cells/*/chunk-*.parquet"))) >= 1
+    assert not list(tmp_path.glob("cells/*/.chunk*"))
+    monkeypatch.undo()
+    bench.bench(plan.read(small), tmp_path, chunk=8)
+    assert without_times(tmp_path) == without_times(finished)
+
+
+def test_the_summary_agrees_with_the_images(finished: Path) -> None:
+    rows = json.loads((finished / "summary.json").read_text())
+    images = pq.read_table(finished / "images.parquet")
+    for row in rows:
+        part = images.filter(np.asarray(images.column("cell")) == row["cell"])
+        fooled = table.fooled_at(part)
+        assert len(part) == row["n"] == 24
+        assert row["clean_accuracy"] == np.mean(fooled > 1)
+        assert row["accuracy"] == {"5": np.mean(fooled > 5), "12": np.mean(fooled > 12)}
+        assert row["queries_total"] == sum(part.column("queries").to_pylist())
+        low, high = row["accuracy_interval"]["12"]
+        assert low <= row["accuracy"]["12"] <= high
+
+
+def test_only_the_randomized_cell_is_confirmed_and_changes_labels(finished: Path) -> None:
+    rows = {row["label"]: row for row in json.loads((finished / "summary.json").read_text())}
+    assert rows["undefended"]["confirmed"] is None
+    assert rows["AAA"]["confirmed"] is None
+    assert rows["AAA"]["labels_changed"] == 0
+    assert rows["noise behind AAA"]["labels_changed"] > 0
+
+
+def test_recorded_images_fool_the_defended_model_again(small: Path, finished: Path) -> None:
+    cell = plan.read(small).cells[1]
+    prepared = bench.prepare(cell, None, "cpu")
+    rows = store.Store(finished).cell(prepared.key).attacked()
+    assert len(rows) == cell.n
+    fooled = [r for r in rows.to_pylist() if r["adversarial"] is not None]
+    assert fooled
+    for row in fooled:
+        image = np.frombuffer(row["adversarial"], np.uint8).reshape(1, 1, 28, 28).astype(np.float32) / 255
+        answer = prepared.model(prepared.images.images.new_tensor(image).repeat(2, 1, 1, 1))[0]
+        assert int(answer.argmax()) != row["label"]
+
+
+def test_the_key_of_a_cell_follows_what_decides_its_result(small: Path) -> None:
+    cell = plan.read(small).cells[1]
+    key = bench.prepare(cell, None, "cpu").key
+    assert bench.prepare(cell.model_copy(update={"label": "other name"}), None, "cpu").key == key
+    for change in ({"seed": 1}, {"budget": 13}, {"n": 23}, {"loss": "cross_entropy"}, {"hyper": {"p_init": 0.1}}):
+        assert bench.prepare(cell.model_copy(update=change), None, "cpu").key != key
+
+
+def test_a_report_needs_a_bench_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="queryfoil bench"):
+        page.write(tmp_path)
+
+
+def test_collect_reads_the_cells_in_the_order_of_the_plan(finished: Path) -> None:
+    _, results = summary.collect(store.Store(finished))
+    assert [r.label for r in results] == ["undefended", "AAA", "noise behind AAA"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('attack = "square"', 'attack = "sqare"'), "unknown attack 'sqare'.*did you mean 'square'"),
+        (('model = "fashion-resnet"', 'model = "resnet"'), "unknown model 'resnet'"),
+        (('eps = "16/255"', "eps = 0"), "eps: Input should be greater than 0"),
+        (("budget = 12", "budget = 0"), "budget: Input should be greater than or equal to 1"),
+        (("n = 24", "n = 24\nfrobnicate = 1"), "frobnicate: Extra inputs are not permitted"),
+        (("std = 0.05", "sd = 0.05"), "unknown argument of input_noise 'sd'.*did you mean 'std'"),
+        (("std = 0.05", "fit = true"), "only aaa can be fitted"),
+        (("temperature = 1.1", "temperature = 1.1, fit = true"), "fit finds the temperature"),
+        (('label = "AAA"', 'label = "undefended"'), "a different label for each cell"),
+        (("n = 24", 'n = 24\nnorm = "l2"'), "square supports norm linf"),
+        (("n = 24", "n = 24\nhyper = { p = 0.1 }"), "does not take these hyper-parameters"),
+        (('name = "small"', "name = "), "not valid TOML"),
+    ],
+)
+def test_a_wrong_plan_is_refused_with_a_reason(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(SMALL.replace(*change, 1))
+    with pytest.raises(ValueError, match=message):
+        plan.read(path)
+
+
+def test_too_many_images_are_refused_before_a_query(small: Path, tmp_path: Path) -> None:
+    wrong = plan.read(small).model_copy(update={"cells": (plan.read(small).cells[0].model_copy(update={"n": 1001}),)})
+    with pytest.raises(ValueError, match="n <= 1000"):
+        bench.bench(wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_rises_to_the_total(small: Path, tmp_path: Path) -> None:
+    seen: list[bench.Progress] = []
+    bench.bench(plan.read(small), tmp_path, chunk=10, report=seen.append)
+    units = [p.units for p in seen]
+    assert units == sorted(units)
+    assert seen[-1].units == seen[-1].total == 3 * 24 * 12
+    assert 0 < seen[-1].queries <= seen[-1].total

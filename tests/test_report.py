@@ -1,0 +1,175 @@
+"""The report: its texts, its figures, and how it looks in a real browser."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from queryfoil import bench, plan, summary
+from queryfoil.plan import Plan
+from queryfoil.report import cells, figures, page
+from queryfoil.store import Store
+from queryfoil.summary import CellResult
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
+
+TINY = """
+name = "tiny <plan>"
+about = "Letters & signs"
+[defaults]
+dataset = "fashion-mnist"
+model = "fashion-resnet"
+attack = "square"
+eps = "16/255"
+budget = 15
+n = 30
+[[cell]]
+label = "undefended"
+[[cell]]
+label = "AAA-linear, tau 2 & <more>"
+defenses = [{ name = "aaa", tau = 2.0 }]
+[[cell]]
+label = "noise"
+defenses = [{ name = "input_noise", std = 0.05 }]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "tiny.toml"
+    path.write_text(TINY)
+    out = tmp_path_factory.mktemp("report")
+    bench.bench(plan.read(path), out)
+    page.write(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def collected(folder: Path) -> tuple[Plan, list[CellResult]]:
+    return summary.collect(Store(folder))
+
+
+def measure(source: str, width: int, folder: Path, *flags: str) -> dict[str, float]:
+    """Open a page in a frame of this width in headless Chromium and measure it there."""
+    assert CHROMIUM is not None
+    script = """
+      const w = frame.contentWindow, d = w.document, style = w.getComputedStyle(d.body);
+      const light = c => { const [r, g, b] = c.match(/[0-9.]+/g).map(Number); return (r + g + b) / 765; };
+      const shown = [...d.querySelectorAll('h1,h2,h3,th,td,dt,dd,p,figcaption,svg')];
+      result.textContent = JSON.stringify({
+        width: w.innerWidth, content: d.documentElement.scrollWidth, svgs: d.querySelectorAll('figure svg').length,
+        ink: light(style.color), paper: light(style.backgroundColor),
+        outside: shown.filter(e => e.getBoundingClientRect().right > w.innerWidth + 1).length,
+        smallest: Math.min(...[...d.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)),
+      });"""
+    wrapper = folder / f"wrapper-{width}.html"
+    wrapper.write_text(
+        f'<iframe id="frame" width="{width}" height="900" style="border:0" srcdoc="{html.escape(source)}"></iframe>'
+        f'<pre id="result"></pre><script>frame.onload = () => {{{script}}};</script>'
+    )
+    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000"]
+    command += ["--window-size=1400,1000", "--dump-dom", wrapper.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'<pre id="result">(\{.*?\})</pre>', dom)
+    assert found, dom[-2000:]
+    return dict(json.loads(html.unescape(found.group(1))))
+
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("QUERYFOIL_REQUIRE_CHROMIUM"), reason="Chromium is not installed"
+)
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_and_can_be_read_in_a_browser(folder: Path, tmp_path: Path, width: int, scheme: str) -> None:
+    flags = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    seen = measure((folder / "report.html").read_text(), width, tmp_path, *flags)
+    assert seen["width"] == width
+    assert seen["content"] <= width, "the page scrolls sideways"
+    assert seen["outside"] == 0
+    assert seen["svgs"] == 4
+    assert seen["smallest"] > 8, "text in a figure is too small"
+    assert (seen["ink"] - seen["paper"] > 0.6) if scheme == "dark" else (seen["paper"] - seen["ink"] > 0.6)
+
+
+def test_the_page_is_self_contained_and_runs_no_script(folder: Path) -> None:
+    source = (folder / "report.html").read_text()
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", source)
+    assert not re.search(r'(src|href)\s*=\s*"(?!#)', without_namespaces)
+    assert "<script" not in source
+    assert "@import" not in source
+    assert "url(http" not in source
+
+
+def test_labels_and_names_are_escaped(folder: Path) -> None:
+    source = (folder / "report.html").read_text()
+    assert "tiny &lt;plan&gt;" in source
+    assert "AAA-linear, tau 2 &amp; &lt;more&gt;" in source
+    assert "<more>" not in source
+
+
+def test_every_share_stands_with_interval_and_n(folder: Path) -> None:
+    for row in json.loads((folder / "summary.json").read_text()):
+        entries = cells.entries(row)
+        assert len(entries) == len(cells.columns(row)) == 5
+        for entry in entries[:-1]:
+            assert re.search(r"\d–\d.*n = \d+", entry.detail), entry
+        assert entries[-1].detail == "of 1000"
+
+
+def test_the_page_shows_the_numbers_of_the_summary(folder: Path) -> None:
+    source, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for row in json.loads((folder / "summary.json").read_text()):
+        for value in (row["clean_accuracy"], row["accuracy"]["15"], row["ece"]):
+            assert cells.percent(value) in source
+            assert cells.percent(value) in text
+        assert row["cell"] in source
+    assert "do not know the defense" in source
+    assert "do not know the defense" in text
+
+
+def test_the_report_can_be_made_again_without_change(folder: Path) -> None:
+    names = ("summary.json", "report.md", "report.html")
+    before = [(folder / name).read_bytes() for name in names]
+    page.write(folder)
+    assert [(folder / name).read_bytes() for name in names] == before
+
+
+def test_figures_have_captions_and_follow_the_page_colours(collected: tuple[Plan, list[CellResult]]) -> None:
+    pictures = figures.all_of(collected[1])
+    assert [p.title for p in pictures] == [
+        "Accuracy over queries",
+        "Losses along an attack: AAA-linear, tau 2 & <more>",
+        "Scores before and after",
+        "Reliability",
+    ]
+    for picture in pictures:
+        assert len(picture.caption) > 80
+        assert "currentColor" in picture.svg
+        assert figures.INK not in picture.svg
+        assert "<text" in picture.svg
+
+
+def test_the_trace_shows_a_fall_that_misleads(collected: tuple[Plan, list[CellResult]]) -> None:
+    result = collected[1][1]
+    trace = result.trace.to_pydict()
+    rows = [i for i, path in enumerate(trace["path"]) if path == "defended"]
+    shown, true = ([trace[name][i] for i in rows] for name in ("shown_margin", "true_margin"))
+    assert trace["query"][rows[0]] == 1
+    assert len(rows) == 15
+    assert all((a > 0) == (b > 0) for a, b in zip(shown, true, strict=True))
+    undefended = [i for i, path in enumerate(trace["path"]) if path == "undefended"]
+    assert trace["true_margin"][undefended[0]] == true[0]
+
+
+def test_percent_has_three_digits_where_it_matters() -> None:
+    assert [cells.percent(v) for v in (0.6067, 0.002, 0.0995, 1.0)] == ["60.7 %", "0.20 %", "10.0 %", "100.0 %"]
