@@ -126,19 +126,18 @@ def test_bad_input_raises_before_the_model_is_asked(attacked, changed, message):
     assert watched.batches == []
 
 
+OTHER_TYPES = {
+    "fractional seed": {"seed": 1.5},
+    "text as seed": {"seed": "a"},
+    "seed beyond 64 bits": {"seed": 2**64},
+    "text as eps": {"eps": "8/255"},
+    "complex labels": {"y": torch.zeros(20, dtype=torch.complex64)},
+    "listed attack": {"attack": ["square"]},
+}
+
+
 @pytest.mark.xfail(reason="not checked: TypeError, OverflowError, NotImplementedError, for the seed after a query")
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"seed": 1.5},
-        {"seed": "a"},
-        {"seed": 2**64},
-        {"eps": "8/255"},
-        {"y": torch.zeros(20, dtype=torch.complex64)},
-        {"attack": ["square"]},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changed", OTHER_TYPES.values(), ids=OTHER_TYPES)
 def test_input_of_another_type_raises_a_value_error_before_the_model_is_asked(attacked, changed):
     model, x, labels, _ = attacked
     watched = Watch(model)
