@@ -120,7 +120,6 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.xfail(reason="struct.error, EOFError and BadGzipFile come through, without the file's name")
 @pytest.mark.parametrize(("name", "content"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_file_that_cannot_be_read_raises_and_is_named(tmp_path, name, content):
     (folder_with(tmp_path) / name).write_bytes(content)

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +92,11 @@ def _read_idx_file(folder: Path, name: str) -> np.ndarray:
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"expected {name} or {name}.gz in {folder}, but found neither")
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    zero, kind, ndim = struct.unpack(">HBB", data[:4])
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"expected a gzipped IDX file, but {path} is damaged: {error}") from None
+    zero, kind, ndim = struct.unpack(">HBB", data[:4].ljust(4, b"\xff"))
     if zero != 0 or kind != 8 or ndim == 0 or len(data) < 4 + 4 * ndim:
         raise ValueError(f"expected an IDX file of unsigned bytes, but {path} starts with {data[:4].hex()}")
     shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])

@@ -14,7 +14,7 @@ def lookup(registry: Mapping[str, Value], name: str, kind: str) -> Value:
     Traceback (most recent call last):
     ValueError: unknown attack 'squre': expected one of simba, square; did you mean 'square'?
     """
-    if name in registry:
+    if isinstance(name, str) and name in registry:
         return registry[name]
     near = difflib.get_close_matches(str(name), registry, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

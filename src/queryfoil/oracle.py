@@ -35,12 +35,16 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def as_log_scores(scores: Tensor, output: str) -> Tensor:
-    """Logits and log-probabilities as they are; probabilities by their logarithm (0 as the smallest float)."""
+    """Logits and log-probabilities as they are; probabilities by their logarithm (0 as the smallest float32).
+
+    Probabilities in half precision give float32. ValueError for an unknown kind, or values outside [0, 1].
+    """
     if output in ("logits", "log_probs"):
         return scores
     if output != "probs":
         raise ValueError(f"expected a model's output to be logits, log_probs or probs, but got {output!r}")
-    if bool((scores < 0).any()) or bool((scores > 1).any()):
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    if bool((scores < 0).any()) or bool((scores > 1 + 1e-3).any()):
         raise ValueError(
             "expected probabilities in [0, 1] from a model that declares output = 'probs', but got "
             f"{float(scores.min()):.4g} to {float(scores.max()):.4g}"
@@ -64,6 +68,7 @@ def answers(
     with torch.no_grad():
         for start in range(0, len(images), micro_batch):
             batch = [t[start : start + micro_batch] for t in (images, ids, queries)]
+            batch[0] = batch[0].clone()  # a model that overwrites its input spoils no record
             n = len(batch[0])
             if n == 1:  # a single row takes another path in BLAS and would differ in the last bit
                 batch = [torch.cat([t, t]) for t in batch]
@@ -104,8 +109,8 @@ class Oracle:
             raise ValueError(f"expected a budget of at least 1 query an image, but got {budget!r}")
         if micro_batch < 2:
             raise ValueError(f"expected a micro-batch of at least 2 images, but got {micro_batch}")
-        if isinstance(model, torch.nn.Module) and model.training:
-            raise ValueError("expected a model in evaluation mode, but it is in training mode; call model.eval()")
+        if isinstance(model, torch.nn.Module) and any(module.training for module in model.modules()):
+            raise ValueError("expected a model in evaluation mode, but it is (partly) training; call model.eval()")
         self.model, self.task, self.budget = model, task, budget
         self.micro_batch, self.observe = micro_batch, observe
         n = len(task.images)

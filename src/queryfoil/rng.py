@@ -8,6 +8,7 @@ iteration and a number of its own for each thing it draws.
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,8 +64,10 @@ def normal(seed: int, ids: Tensor, step: int | Tensor, draw: int, size: int = 1)
 
 
 _rows: ContextVar[tuple[int, Tensor, Tensor, Iterator[int]] | None] = ContextVar("rows", default=None)
-_fresh = torch.Generator()
+_fresh = torch.Generator()  # of noise in a service
 _fresh.seed()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh.seed)  # workers must not share their noise
 
 
 @contextmanager

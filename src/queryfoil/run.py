@@ -39,6 +39,7 @@ class Result:
     queries: (N,) int64, queries spent. adversarial: (N, C, H, W) float32, the image of that query, as
         the model saw it (8 bits); the clean image where there is none.
     clean_scores: (N, K), answers to the clean images (logarithms of probabilities for output "probs").
+    budget: the most queries that an image could have. seconds: time that the run took.
     """
 
     fooled_at: Tensor

@@ -64,8 +64,10 @@ class Task:
             targets = targets.to(images.device, torch.int64)
         lookup(NORMS, norm, "norm")
         lookup(losses.LOSSES, loss, "loss")
-        if not 0 < eps < float("inf"):
-            raise ValueError(f"expected eps > 0 on the [0, 1] scale (such as 8/255), but got {eps}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"expected seed as an integer from 0 to 2^63 - 1, but got {seed!r}")
+        if not isinstance(eps, int | float) or not 0 < eps < float("inf"):
+            raise ValueError(f"expected eps > 0 on the [0, 1] scale (such as 8/255), but got {eps!r}")
         if norm == "linf" and abs(eps * 255 - round(eps * 255)) > 1e-4:
             warnings.warn(
                 f"eps = {eps:.5g} is no multiple of 1/255: images are floored to 8 bits after the ball is checked, "
@@ -74,7 +76,7 @@ class Task:
             )
         device = images.device
         labels, ids = (t.to(device, torch.int64) for t in (labels, ids))
-        return cls(images, labels, ids, targets, norm, float(eps), loss, seed)
+        return cls(images.detach(), labels, ids, targets, norm, float(eps), loss, seed)
 
     def rows(self, index: Tensor) -> "Task":
         """The same task on some of its images."""
@@ -113,7 +115,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"expected images as a float32 tensor (N, C, H, W), but got {got}")
     if not images.numel():
         raise ValueError(f"expected at least one image, but got an empty batch {tuple(images.shape)}")
-    low, high = float(images.min()), float(images.max())
+    low, high = (float(value) for value in images.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"expected images in [0, 1], but got values from {low:.4g} to {high:.4g}; "
@@ -125,8 +127,7 @@ def _check_integers(name: str, values: Tensor, n: int) -> None:
     if (
         not isinstance(values, Tensor)
         or values.shape != (n,)
-        or values.is_floating_point()
-        or values.dtype == torch.bool
+        or values.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     ):
         got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"expected {name} as an integer tensor ({n},), but got {got}")

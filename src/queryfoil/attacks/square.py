@@ -45,8 +45,8 @@ class Square:
     def __post_init__(self) -> None:
         if not 0 < self.p_init <= 1:
             raise ValueError(f"expected p_init in (0, 1], but got {self.p_init}")
-        if self.horizon < 1:
-            raise ValueError(f"expected horizon >= 1, but got {self.horizon}")
+        if not 1 <= self.horizon < math.inf:
+            raise ValueError(f"expected horizon >= 1 and finite, but got {self.horizon}")
         lookup(ACCEPTANCE, self.accept, "acceptance rule")
 
     def init(self, task: Task, query: Oracle) -> State:

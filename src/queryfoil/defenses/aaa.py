@@ -17,6 +17,7 @@ class AAA(nn.Module):
     through their logarithm. The other arguments are those of `disguise`; `AAA.from_fit` takes them from
     a `Fit`. Weights and mode of the model are never touched.
 
+    >>> import torch
     >>> network = nn.Linear(4, 10)
     >>> protected = AAA(network, tau=2.0, temperature=1.5)
     >>> x = torch.rand(8, 4)
@@ -75,11 +76,14 @@ class AAA(nn.Module):
             lr=self.lr,
         )
         if self.output == "probs":
-            return shown.softmax(-1)
-        return shown.log_softmax(-1) if self.output == "log_probs" else shown
+            shown = shown.softmax(-1)
+        elif self.output == "log_probs":
+            shown = shown.log_softmax(-1)
+        return shown.to(scores.dtype)
 
     def extra_repr(self) -> str:
+        adam = f", steps={self.steps}, lr={self.lr:g}" if self.solver == "adam" else ""
         return (
             f"curve={self.curve!r}, tau={self.tau:g}, alpha={self.alpha:g}, beta={self.beta:g}, "
-            f"temperature={self.temperature:g}, solver={self.solver!r}"
+            f"temperature={self.temperature:g}, solver={self.solver!r}{adam}"
         )

@@ -92,9 +92,10 @@ def fit(
     yourself. 1,000 or more images are advisable (the ECE of 1,000 images has a standard error of about
     0.4 points); under 50 is an error.
 
-    >>> torch.manual_seed(0); logits = torch.randn(500, 10) * 3 # doctest: +ELLIPSIS
-    <torch._C.Generator object at ...>
-    >>> found = fit(logits, (logits / 2).softmax(1).multinomial(1).squeeze(1))
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> logits = 3 * torch.randn(500, 10, generator=generator)
+    >>> found = fit(logits, (logits / 2).softmax(1).multinomial(1, generator=generator).squeeze(1))
     >>> found.ece < found.ece_undefended
     True
     """

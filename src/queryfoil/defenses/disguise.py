@@ -88,7 +88,8 @@ def check_settings(
     lr: float,
 ) -> float:
     """ValueError for settings that make no sense; gives the alpha to use."""
-    alpha = lookup(ALPHA, curve, "curve") if alpha is None else alpha
+    usual = lookup(ALPHA, curve, "curve")
+    alpha = usual if alpha is None else alpha
     lookup({"exact": 0, "adam": 0}, solver, "solver")
     for name, value, low, strict in (
         ("tau", tau, 0.0, True),
@@ -124,7 +125,7 @@ def target_margin(margin: Tensor, curve: str, tau: float, alpha: float) -> Tenso
 
     >>> m = torch.tensor([1.0, 4.0, 6.1])
     >>> target_margin(m, "linear", 6.0, 1.0), target_margin(m, "sine", 6.0, 0.7)
-    (tensor([ 5.0000,  2.0000, 11.9000]), tensor([4.6373, 0.3627, 6.5391]))
+    (tensor([ 5.0000,  2.0000, 11.9000]), tensor([4.6373, 0.3627, 6.5390]))
     """
     attractor = ((margin / tau).floor() + 0.5) * tau
     offset = margin - attractor

@@ -28,7 +28,9 @@ def load(name: str, device: str | torch.device = "cpu", folder: str | Path = SHI
     >>> model(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    model = lookup(MODELS, name, "model")()
+    builder = lookup(MODELS, name, "model")
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which are then overwritten
+        model = builder()
     path = Path(folder) / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"expected the weights of {name} at {path}; train them with `queryfoil train {name}`")

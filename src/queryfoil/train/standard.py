@@ -42,7 +42,9 @@ def train(
     from which a killed run continues; the result is the same as without the interruption, because every
     draw depends on the seed and the epoch alone. Returns the card.
     """
-    model = lookup(MODELS, recipe.name, "model")()
+    builder = lookup(MODELS, recipe.name, "model")
+    with torch.random.fork_rng(devices=[]):
+        model = builder()
     initialize(model, torch.Generator().manual_seed(recipe.seed))
     model.to(device)
     train_set, test_set = (data.load(recipe.dataset, split, folder) for split in ("train", "test"))
