@@ -175,7 +175,7 @@ def test_exact_reaches_the_minimum_over_a_fine_grid_of_margins(classes, beta, cu
     step = 2e-4
     m = torch.arange(0, 40, step, dtype=torch.float64)
     highest, lowest = 1 / (1 + torch.exp(-m)), 1 / (1 + (classes - 1) * torch.exp(-m))
-    for tau, temperature in ((1.5, 0.5), (1.5, 2.08), (6.0, 1.0), (6.0, 2.08)):
+    for tau, temperature in ((1.5, 0.5), (1.5, 2.08), (6.0, 1.0), (6.0, 8.0), (20.0, 8.0)):
         z = normal(5, classes)
         shown = disguise(z, curve=curve, tau=tau, temperature=temperature, beta=beta)
         scores = objective(z, shown, curve, tau, temperature, beta)
@@ -185,6 +185,18 @@ def test_exact_reaches_the_minimum_over_a_fine_grid_of_margins(classes, beta, cu
             least = ((m - target[i]).abs() + beta * distance).min()
             slack = (1 + beta / 4) * 2e-5 + 1e-5  # the smallest margin shown, and float32
             assert -(1 + beta / 4) * step <= scores[i] - least <= slack
+
+
+@pytest.mark.parametrize("beta", [0.0, 5.0, 50.0])
+@pytest.mark.parametrize("size", [0.1, 3.0, 30.0, 1000.0])
+@pytest.mark.parametrize("classes", [3, 10, 1000])
+def test_exact_shows_the_calibrated_confidence_as_far_as_the_margin_allows(classes, size, beta):
+    for power, temperature in ((1, 2.08), (1, size), (3, size), (9, size)):
+        z = size * normal(30, classes, scale=1.0) ** power  # higher powers: gaps of very different sizes
+        shown = disguise(z, beta=beta, temperature=temperature)
+        m, p = margins(shown.double()), confidences(z.double() / temperature)
+        lowest, highest = 1 / (1 + (classes - 1) * torch.exp(-m)), 1 / (1 + torch.exp(-m))
+        torch.testing.assert_close(confidences(shown), p.clamp(lowest, highest), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
