@@ -248,3 +248,24 @@ def test_progress_rises_to_the_total(small: Path, tmp_path: Path) -> None:
     assert units == sorted(units)
     assert seen[-1].units == seen[-1].total == 3 * 24 * 12
     assert 0 < seen[-1].queries <= seen[-1].total
+
+
+def test_results_of_other_code_are_not_looked_at(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = plan.read(small)
+    one = one.model_copy(update={"cells": one.cells[:1]})
+    bench.bench(one, tmp_path)
+    old = summary.rows(*summary.collect(store.Store(tmp_path)))[0]
+    monkeypatch.setattr(bench.provenance, "code", lambda modules: "changed")
+    bench.bench(one, tmp_path, chunk=24, time_limit=0)
+    with pytest.raises(ValueError, match="not finished"):
+        summary.collect(store.Store(tmp_path))
+    bench.bench(one, tmp_path)
+    new = summary.rows(*summary.collect(store.Store(tmp_path)))[0]
+    assert new["cell"] != old["cell"]
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+def test_a_damaged_plan_file_is_named(small: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"digest": ')
+    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+        page.write(tmp_path)

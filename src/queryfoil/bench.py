@@ -90,7 +90,7 @@ def bench(
         raise ValueError(f"expected a chunk of at least 1 image, but got {chunk}")
     folder = Store(out)
     prepared = [prepare(cell, data_folder, device) for cell in plan.cells]
-    folder.claim(plan)
+    folder.claim(plan, {p.cell.label: p.key for p in prepared})
     started = time.perf_counter()
     stores = [folder.cell(p.key) for p in prepared]
     todo = [list(_missing(p, s, chunk)) for p, s in zip(prepared, stores, strict=True)]

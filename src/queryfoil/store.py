@@ -25,8 +25,12 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def claim(self, plan: Plan) -> None:
-        """Take the folder for a plan; ValueError if it belongs to another one or holds other things."""
+    def claim(self, plan: Plan, keys: dict[str, str]) -> None:
+        """Take the folder for a plan, whose cells have these hashes now, by label.
+
+        ValueError if it belongs to another plan or holds other things. Results of other hashes (of other code,
+        weights or versions) stay, and are not looked at.
+        """
         path = self.folder / "plan.json"
         if path.is_file():
             other = read_json(path)
@@ -35,18 +39,21 @@ class Store:
                     f"{self.folder} holds results of another plan ({other.get('name')!r}, {other.get('digest')}), "
                     f"not of {plan.name!r} ({plan.digest()}); choose another folder"
                 )
-            return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise ValueError(f"expected {self.folder} to be new, empty or a bench folder, but it holds other files")
-        content = {"name": plan.name, "digest": plan.digest(), "plan": plan.model_dump(mode="json")}
+        content = {"name": plan.name, "digest": plan.digest(), "cells": keys, "plan": plan.model_dump(mode="json")}
         files.write_text(path, json.dumps(content, indent=1) + "\n")
 
-    def plan(self) -> Plan:
-        """The plan that the folder belongs to."""
+    def plan(self) -> tuple[Plan, dict[str, str]]:
+        """The plan that the folder belongs to, and the hashes of its cells by label."""
         path = self.folder / "plan.json"
         if not path.is_file():
             raise FileNotFoundError(f"expected a folder written by `queryfoil bench`, but {path} does not exist")
-        return Plan.model_validate(read_json(path)["plan"])
+        content = read_json(path)
+        try:
+            return Plan.model_validate(content["plan"]), dict(content["cells"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); run the plan in a new folder") from None
 
     def cell(self, key: str) -> "CellStore":
         """The part of the folder for the cell with this hash."""

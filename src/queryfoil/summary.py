@@ -29,39 +29,21 @@ class CellResult:
 
 def collect(folder: Store) -> tuple[Plan, list[CellResult]]:
     """The finished cells of a folder, in the plan's order; ValueError that counts what is missing."""
-    plan = folder.plan()
-    by_settings = {}
-    for path in sorted((folder.folder / "cells").glob("*/cell.json"), key=lambda p: p.stat().st_mtime):
-        content = store.read_json(path)  # of several runs of a cell with other code, the latest counts
-        by_settings[_frozen(content["settings"])] = content
-    results, missing = [], []
-    for cell in plan.cells:
-        info = by_settings.get(_frozen(cell.model_dump(mode="json", exclude={"label"})))
-        result = None if info is None else _read(cell, info, folder.cell(info["cell"]))
-        if result is None:
-            missing.append(cell.label)
-        else:
-            results.append(result)
-    if missing:
+    plan, keys = folder.plan()
+    found = {cell.label: _read(cell, folder.cell(keys[cell.label])) for cell in plan.cells}
+    if missing := [label for label, result in found.items() if result is None]:
         raise ValueError(
             f"{len(missing)} of {len(plan.cells)} cells in {folder.folder} are not finished "
             f"({', '.join(missing)}); run `queryfoil bench` on this folder again"
         )
-    return plan, results
+    return plan, [result for result in found.values() if result is not None]
 
 
-def _frozen(value: Any) -> Any:
-    """Lists and dictionaries as something that can be a key."""
-    if isinstance(value, dict):
-        return tuple(sorted((k, _frozen(v)) for k, v in value.items()))
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _read(cell: Cell, info: dict[str, Any], s: CellStore) -> CellResult | None:
+def _read(cell: Cell, s: CellStore) -> CellResult | None:
     attacked, clean, trace = s.attacked(), s.read("clean", table.CLEAN), s.read("trace", table.TRACE)
     if len(attacked) < cell.n or clean is None or trace is None:
         return None
-    return CellResult(cell, info, attacked, clean, trace)
+    return CellResult(cell, s.read_json(), attacked, clean, trace)
 
 
 def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:
