@@ -176,7 +176,7 @@ def test_confirm_finds_that_luck_against_a_noisy_model_does_not_last():
     shares = confirm(noisy, task, result, repeats=10)
     shares = shares[~shares.isnan()]
     assert len(shares) > 3
-    assert 0 < float(shares.mean()) < 1
+    assert bool(((shares > 0) & (shares < 1)).any())  # fresh noise for each repeat
 
 
 # names and files

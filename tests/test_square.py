@@ -44,14 +44,14 @@ def test_a_shorter_horizon_runs_through_the_schedule_faster():
 class Played:
     """Square on a model that is never fooled: what it sent, and held after, each query from the second on."""
 
-    def __init__(self, model, x, steps):
+    def __init__(self, model, x, steps, attack=ATTACK):
         self.task = Task.create(x, torch.zeros(len(x), dtype=torch.int64), eps=LEVEL / 255, seed=3)
         self.sent, self.states = [], []
         oracle = Oracle(model, self.task, 10**6, observe=lambda ids, queries, sent, scores: self.sent.append(sent))
         oracle(x)
-        self.states.append(ATTACK.init(self.task, oracle))
+        self.states.append(attack.init(self.task, oracle))
         for t in range(steps):
-            self.states.append(ATTACK.step(self.task, oracle, self.states[-1], t))
+            self.states.append(attack.step(self.task, oracle, self.states[-1], t))
         assert [len(sent) for sent in self.sent] == [len(x)] * (2 + steps)
         del self.sent[0]
 
@@ -102,6 +102,14 @@ def test_a_proposal_changes_one_window_of_the_side_and_always_something():
     assert last_column
 
 
+def test_a_single_value_changes_even_where_it_would_be_clipped():
+    x = torch.tensor([0.0, 1.0]).repeat(6)[:, None, None, None].expand(12, 1, 8, 8).contiguous()
+    played = Played(Linear(lead=100), x, steps=20, attack=Square(p_init=1e-6))
+    for t, sent in enumerate(played.sent[1:]):
+        change = levels(sent) != levels(quantize(played.states[t].best))
+        assert change.flatten(1).sum(1).tolist() == [1] * 12
+
+
 def test_a_window_has_one_sign_in_each_channel():
     x = images(6, COLOUR, low=LEVEL, high=255 - LEVEL)
     played = Played(Linear(COLOUR, lead=100), x, steps=30)
@@ -147,10 +155,10 @@ def test_an_equal_loss_is_not_accepted():
 
 
 def test_each_image_has_windows_of_its_own():
-    x = images(1).expand(20, 1, 8, 8).contiguous()
-    played = Played(Plateau().eval(), x, steps=1)
-    windows = (levels(played.sent[1]) != levels(played.sent[0])).flatten(1)
-    assert len(windows.unique(dim=0)) > 10
+    played = Played(Plateau().eval(), images(20), steps=5)
+    for t, sent in enumerate(played.sent[1:]):
+        changed = (levels(sent) != levels(played.sent[0])).any(0)
+        assert int(changed.sum()) > ATTACK.side(t, 8, 8) ** 2  # more than one window holds
 
 
 @pytest.mark.parametrize("p_init", [0, -0.1, 1.01, float("nan"), float("inf")])
