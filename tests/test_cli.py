@@ -79,6 +79,7 @@ def test_a_time_limit_has_its_own_exit_status(one: Path, tmp_path: Path) -> None
         (["bench", "no.toml", "--out", "x"], "expected a plan at no.toml"),
         (["report", "nowhere"], "expected a folder written by `queryfoil bench`"),
         (["train", "fashion-resnt", "--data", "x", "--out", "y"], "did you mean 'fashion-resnet'"),
+        (["bench", "quick", "--out", "x", "--device", "tpu9"], "expected a device that torch can use here"),
         (["train", "fashion-resnet", "--data", "nowhere", "--out", "y"], "expected train-images-idx3-ubyte"),
     ],
 )

@@ -28,7 +28,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Square:
-    """Square attack, L-inf.
+    """Square attack, L-inf: random search over square windows.
 
     p_init: share of the image that the first windows cover, in (0, 1]. horizon: number of iterations
     over which the window shrinks; 10,000 whatever the budget, as in AAA's experiments. accept: the

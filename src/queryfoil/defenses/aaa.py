@@ -10,7 +10,7 @@ from queryfoil.oracle import as_log_scores
 
 
 class AAA(nn.Module):
-    """The model with its scores disguised: same answer, misleading margin, calibrated confidence.
+    """AAA: same answer, misleading margin, calibrated confidence.
 
     `model` maps images to scores (N, K) and declares what they are by an attribute `output`: "logits"
     (also without one), "log_probs" or "probs"; AAA returns the same kind. Probabilities are protected

@@ -9,7 +9,9 @@ from queryfoil.oracle import quantize
 
 
 class InputNoise(nn.Module):
-    """The model on clip(x + std * noise, 0, 1) floored to 8 bits, with fresh normal noise for every call.
+    """RND: normal noise on the image, fresh at every call.
+
+    The model is given clip(x + std * noise, 0, 1), floored to 8 bits.
 
     std: standard deviation on the [0, 1] scale, >= 0. The paper calls its 0.02 a variance; the released
     code uses it as a standard deviation, and so does this.

@@ -28,10 +28,11 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images in [0, 1], float32 (N, C, H, W), to logits (N, K); normalization is inside.
+    """Small residual network, 8 convolutions deep, for small images.
 
-    A stem of stride 2, one block per width (the later ones halve the resolution), global
-    average pooling, a linear layer.
+    Images in [0, 1], float32 (N, C, H, W), to logits (N, K); normalization is inside. A stem
+    of stride 2, one block per width (the later ones halve the resolution), global average pooling, a
+    linear layer.
 
     >>> ResNet(widths=(8, 16), channels=1, classes=10)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])

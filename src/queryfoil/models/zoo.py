@@ -35,7 +35,18 @@ def load(name: str, device: str | torch.device = "cpu", folder: str | Path = SHI
     if not path.is_file():
         raise FileNotFoundError(f"expected the weights of {name} at {path}; train them with `queryfoil train {name}`")
     model.load_state_dict(load_file(path))
-    return model.eval().requires_grad_(False).to(device)
+    return on_device(model.eval().requires_grad_(False), device)
+
+
+def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """The model moved to a device; ValueError if torch cannot use that here."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"expected a device that torch can use here, such as cpu, but got {device}: {reason}"
+        ) from None
 
 
 def card(name: str, folder: str | Path = SHIPPED) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from queryfoil import data, files, metrics
 from queryfoil.models.resnet import initialize
-from queryfoil.models.zoo import MODELS
+from queryfoil.models.zoo import MODELS, on_device
 from queryfoil.names import lookup
 from queryfoil.oracle import answers
 from queryfoil.train.recipe import Recipe
@@ -46,7 +46,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         model = builder()
     initialize(model, torch.Generator().manual_seed(recipe.seed))
-    model.to(device)
+    on_device(model, device)
     train_set, test_set = (data.load(recipe.dataset, split, folder) for split in ("train", "test"))
     optimizer = _optimizer(model, recipe)
     resume = Path(out) / f"{recipe.name}.resume.safetensors"
