@@ -25,7 +25,7 @@ from queryfoil.run import confirm, run
 from queryfoil.store import CellStore, Store
 from queryfoil.task import Task
 
-CHUNK = 100
+CHUNK = 250
 TARGETS = 1 << 20  # name of the draw of targets, far from those of attacks
 
 
