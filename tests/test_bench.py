@@ -112,7 +112,7 @@ def test_a_damaged_chunk_is_computed_again_and_said(small: Path, finished: Path,
     middle = len(content) // 3
     changed = {
         "cut": content[:middle],
-        "flip": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+        "flip": content[:60] + bytes([content[60] ^ 255]) + content[61:],  # in the first page
         "empty": b"",
         "text": b"not a table",
         "other cell": next(p for p in chunks if p.parent != chunks[0].parent).read_bytes(),
@@ -269,3 +269,64 @@ def test_a_damaged_plan_file_is_named(small: Path, finished: Path, tmp_path: Pat
     (tmp_path / "plan.json").write_text('{"digest": ')
     with pytest.raises(ValueError, match=r"plan\.json is damaged"):
         page.write(tmp_path)
+
+
+def test_a_lost_plan_file_and_half_written_ones_are_no_obstacle(small: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bench.bench(plan.read(small), out, chunk=12)
+    (out / "plan.json").unlink()
+    (out / ".plan.json.abc").write_text("{")
+    half = next(out.glob("cells/*")) / ".chunk-000000-000012.parquet.abc"
+    half.write_bytes(b"PAR1")
+    progress: list[bench.Progress] = []
+    bench.bench(plan.read(small), out, chunk=12, report=progress.append)
+    assert progress == []
+    assert not half.exists()
+    assert not (out / ".plan.json.abc").exists()
+    assert without_times(out) == without_times(finished)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"digest": '])
+def test_a_damaged_plan_or_cell_file_says_what_to_do(small: Path, tmp_path: Path, content: str) -> None:
+    one = plan.read(small).model_copy(update={"cells": plan.read(small).cells[:1]})
+    bench.bench(one, tmp_path)
+    cell = next(tmp_path.glob("cells/*/cell.json"))
+    for path in (cell, tmp_path / "plan.json"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"{path.name} is damaged .*; remove it and run the plan again"):
+            page.write(tmp_path)
+        path.unlink()
+        bench.bench(one, tmp_path)
+        assert summary.collect(store.Store(tmp_path))[1]
+
+
+def test_no_flipped_bit_of_a_chunk_blocks_or_changes_a_result(small: Path, finished: Path, tmp_path: Path) -> None:
+    path = next(finished.glob("cells/*/chunk-*.parquet"))
+    content, key = path.read_bytes(), path.parent.name
+    cell = store.CellStore(tmp_path, key)
+    right = store.CellStore(path.parent, key).read(path.stem, table.ATTACKED)
+    assert right is not None
+    for position in range(0, 8 * len(content), max(8 * len(content) // 400, 1)):
+        changed = bytearray(content)
+        changed[position // 8] ^= 1 << position % 8
+        (tmp_path / path.name).write_bytes(changed)
+        found = cell.read(path.stem, table.ATTACKED)
+        assert found is None or found.equals(right)
+
+
+def test_a_folder_with_other_test_images_is_refused(small: Path, tmp_path: Path) -> None:
+    for name, shape in (("images-idx3", (2000, 28, 28)), ("labels-idx1", (2000,))):
+        header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+        (tmp_path / f"t10k-{name}-ubyte").write_bytes(header + bytes(int(np.prod(shape))))
+    with pytest.raises(ValueError, match="not those that the shipped ones come from"):
+        bench.bench(plan.read(small), tmp_path / "out", data_folder=tmp_path)
+
+
+def test_targets_depend_on_nothing_but_seed_and_id(small: Path) -> None:
+    cell = plan.read(small).cells[2]
+    long, short = (bench.prepare(cell.model_copy(update={"n": n}), None, "cpu") for n in (24, 2))
+    targets = long.task(slice(0, 24)).targets
+    assert targets is not None
+    assert (targets[:2] == short.task(slice(0, 2)).targets).all()
+    assert (targets != long.images.labels).all()
+    assert int(targets.max()) <= 9

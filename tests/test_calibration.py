@@ -94,6 +94,25 @@ def test_tau_is_the_largest_whose_cross_fitted_ece_is_allowed(fitted, overconfid
     assert crossed({**settings, "tau": fitted.tau}) == fitted.ece_cross_fitted <= limit
 
 
+@pytest.mark.parametrize(
+    ("strict", "undefended", "tau"), [(0.020, 0.5, 2.0), (0.015, 0.5, 1.0), (0.009, 0.5, 4.0), (0.009, 0.015, 1.0)]
+)
+def test_where_no_tau_comes_near_the_rescaled_logits_the_undefended_ones_are_the_limit(strict, undefended, tau):
+    errors = {4.0: 0.030, 2.0: 0.025, 1.0: 0.0199, 0.5: 0.0201}
+    assert calibration._largest_tau(errors, strict, undefended) == tau
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_fitted_in_single_precision(dtype, few_temperatures):
+    logits, labels = held_out(60)
+    assert fit(logits.to(dtype), labels, tau=1.0) == fit(logits.to(dtype).float(), labels, tau=1.0)
+
+
+def test_logits_that_require_gradients_are_fitted(few_temperatures):
+    logits, labels = held_out(60)
+    assert fit(logits.clone().requires_grad_(), labels, tau=1.0) == fit(logits, labels, tau=1.0)
+
+
 def test_cross_fitting_never_uses_the_temperature_of_the_own_fold(few_temperatures):
     confidence, correct = calibration._confidences(*held_out(60, temperature=2.0), None)
     fold = np.random.default_rng(0).permutation(60) % 5

@@ -112,7 +112,7 @@ def cases(draw, classes):
         "curve": draw(st.sampled_from(["linear", "sine"])),
         "tau": draw(st.floats(0.01, 100)),
         "alpha": draw(st.none() | st.floats(0, 3)),
-        "beta": draw(st.floats(0, 100)),
+        "beta": draw(st.floats(0, 100) | st.just(1e17)),
         "temperature": draw(st.floats(0.05, 20)),
     }
     return z.clamp(-1e4, 1e4), settings
@@ -154,6 +154,12 @@ def test_rows_are_independent_of_their_batch_to_the_last_bit(rows, classes, solv
     for i in range(0, rows, rows // 5):
         assert torch.equal(disguise(z[i], **chosen), out[i])
         assert torch.equal(disguise(z[i : i + 1], **chosen)[0], out[i])
+
+
+def test_vector_and_scalar_arithmetic_agree_to_the_last_bit():
+    z = normal(900, 10)
+    in_parts_too_small_for_vectors = torch.cat([disguise(part, temperature=1.37) for part in z.split(3)])
+    assert torch.equal(in_parts_too_small_for_vectors, disguise(z, temperature=1.37))
 
 
 @pytest.mark.parametrize("curve", ALPHA)
@@ -285,6 +291,8 @@ def test_logits_that_make_no_sense_are_refused(logits, message, solver):
         ({"lr": 0.01}, "no effect on 'exact'"),
         ({"solver": "adam", "steps": -1}, "steps >= 0"),
         ({"solver": "adam", "lr": 0.0}, "lr > 0"),
+        ({"tau": "6"}, "tau as a number, but got '6'"),
+        ({"beta": True}, "beta as a number, but got True"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(chosen, message):

@@ -1,5 +1,6 @@
 """The code in README and docs runs as it stands, block after block."""
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from queryfoil import cli, data, models
+import queryfoil as qf
+from queryfoil import bench, cli, data, models, plan
 from queryfoil.attacks import ATTACKS
 from queryfoil.defenses import DEFENSES
 from queryfoil.models import MODELS
 from queryfoil.plan import shipped
-from queryfoil.run import run
-from queryfoil.task import Task
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,12 +33,32 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_attack_of_the_guide_lowers_the_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attack = execute(ROOT / "docs/add-an-attack.md", tmp_path, monkeypatch)["PixelFlips"]()
+    text = (ROOT / "docs/add-an-attack.md").read_text(encoding="utf-8")
+    (tmp_path / "pixel_flips.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ATTACKS, "pixel_flips", importlib.import_module("pixel_flips").PixelFlips)
     images = data.load("fashion-mnist", "attack")[:30]
-    task = Task.create(images.images, images.labels, images.ids, eps=40 / 255)
-    result = run(attack, models.load("fashion-resnet"), task, 200)
+    model = models.load("fashion-resnet")
+    result = qf.attack(model, images.images, images.labels, "pixel_flips", eps=40 / 255, budget=200)
     assert result.accuracy(200) < result.accuracy(1)
     assert int(result.queries.max()) == 200
+    (tmp_path / "own.toml").write_text(
+        """
+        name = "own"
+        about = "The attack of the guide"
+        [[cell]]
+        label = "own"
+        dataset = "fashion-mnist"
+        model = "fashion-resnet"
+        attack = "pixel_flips"
+        eps = "40/255"
+        budget = 3
+        n = 4
+        """
+    )
+    assert bench.bench(plan.read(tmp_path / "own.toml"), tmp_path / "out").left == 0
+    with pytest.raises(ValueError, match="no acceptance rule"):
+        qf.attack(model, images.images, images.labels, "pixel_flips", accept="up")
 
 
 def test_the_defense_of_the_guide_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

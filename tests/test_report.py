@@ -20,7 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
 
-TINY = """
+TINY = r"""
 name = "tiny <plan>"
 about = "Letters & signs"
 [defaults]
@@ -33,7 +33,7 @@ n = 30
 [[cell]]
 label = "undefended"
 [[cell]]
-label = "AAA-linear, tau 2 & <more>"
+label = "AAA-linear, tau 2 & <more> [/x] a|b $5 \\frac $"
 defenses = [{ name = "aaa", tau = 2.0 }]
 [[cell]]
 label = "noise"
@@ -113,17 +113,17 @@ def test_the_page_is_self_contained_and_runs_no_script(folder: Path) -> None:
 def test_labels_and_names_are_escaped(folder: Path) -> None:
     source = (folder / "report.html").read_text()
     assert "tiny &lt;plan&gt;" in source
-    assert "AAA-linear, tau 2 &amp; &lt;more&gt;" in source
+    assert "AAA-linear, tau 2 &amp; &lt;more&gt; [/x] a|b $5" in source
+    assert "[/x] a\\|b $5" in (folder / "report.md").read_text()
     assert "<more>" not in source
 
 
 def test_every_share_stands_with_interval_and_n(folder: Path) -> None:
     for row in json.loads((folder / "summary.json").read_text()):
-        entries = cells.entries(row)
-        assert len(entries) == len(cells.columns(row)) == 5
-        for entry in entries[:-1]:
+        entries = cells.entries(row, cells.points([row]))
+        assert len(entries) == len(cells.columns([row])) == 5
+        for entry in entries:
             assert re.search(r"\d–\d.*n = \d+", entry.detail), entry
-        assert entries[-1].detail == "of 1000"
 
 
 def test_the_page_shows_the_numbers_of_the_summary(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_figures_have_captions_and_follow_the_page_colours(collected: tuple[Plan
     pictures = figures.all_of(collected[1])
     assert [p.title for p in pictures] == [
         "Accuracy over queries",
-        "Losses along an attack: AAA-linear, tau 2 & <more>",
+        "Losses along an attack: AAA-linear, tau 2 & <more> [/x] a|b $5 \\frac $",
         "Scores before and after",
         "Reliability",
     ]
@@ -173,3 +173,25 @@ def test_the_trace_shows_a_fall_that_misleads(collected: tuple[Plan, list[CellRe
 
 def test_percent_has_three_digits_where_it_matters() -> None:
     assert [cells.percent(v) for v in (0.6067, 0.002, 0.0995, 1.0)] == ["60.7 %", "0.20 %", "10.0 %", "100.0 %"]
+
+
+def test_rows_of_different_budgets_stand_under_their_own_headings(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.toml"
+    path.write_text(
+        TINY.replace('label = "undefended"', 'label = "undefended"\nbudget = 5')
+        .replace('label = "noise"', 'label = "noise"\nbudget = 20\ntargeted = true')
+        .replace('about = "Letters & signs"', 'about = "Letters"\nreport_at = [10]')
+    )
+    bench.bench(plan.read(path), tmp_path / "out")
+    rows = page.write(tmp_path / "out")
+    at = cells.points(rows)
+    assert at == [5, 10, 15, 20]
+    headings = [column.heading for column in cells.columns(rows)]
+    for row in rows:
+        shown = dict(zip(headings, cells.entries(row, at), strict=True))
+        for q in at:
+            expected = cells.percent(row["accuracy"][str(q)]) if str(q) in row["accuracy"] else "–"
+            assert shown[f"accuracy at {q}"].value == expected
+        assert shown["ECE"].value == cells.percent(row["ece"])
+    assert "after the queries in brackets" in page.headline(rows)
+    assert "(20)" in page.headline(rows)

@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from queryfoil.attacks import ATTACKS
-from queryfoil.names import lookup
+from queryfoil.attacks import build
 from queryfoil.oracle import Model
 from queryfoil.run import Result, run
 from queryfoil.task import Task
@@ -42,10 +41,6 @@ def attack(
     >>> bool(result.accuracy(100) < result.accuracy(1))
     True
     """
-    kind = lookup(ATTACKS, attack, "attack")
+    chosen = build(attack, accept, **hyper)
     task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss, seed=seed)
-    try:
-        chosen = kind(accept=accept, **hyper)
-    except TypeError as error:
-        raise ValueError(f"{attack} does not take these hyper-parameters: {error}") from None
     return run(chosen, model, task, budget)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from queryfoil import data, models, provenance, rng, table
-from queryfoil.attacks import ATTACKS
+from queryfoil import data, models, provenance, table
+from queryfoil.attacks import build
 from queryfoil.data import Images
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.aaa import AAA
@@ -23,10 +23,9 @@ from queryfoil.oracle import answers
 from queryfoil.plan import Cell, Plan, digest
 from queryfoil.run import confirm, run
 from queryfoil.store import CellStore, Store
-from queryfoil.task import Task
+from queryfoil.task import Task, random_targets
 
 CHUNK = 250
-TARGETS = 1 << 20  # name of the draw of targets, far from those of attacks
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,19 @@ class Prepared:
     images: Images  # to be attacked
     unseen: Images  # all that nothing was fitted on: accuracy and calibration are measured here
     fitted: tuple[dict[str, Any] | None, ...]  # for each defense, what `fit` found
+    classes: int
+
+    @property
+    def clean(self) -> str:
+        """Name of the file with the scores of the unseen images: it tells which images they are."""
+        return f"clean-{provenance.tensors(self.unseen.images, self.unseen.labels, self.unseen.ids)}"
 
     def task(self, rows: slice) -> Task:
         """The task on some of the images."""
         part = self.images[rows]
-        targets = _targets(part, self.cell, int(self.images.labels.max()) + 1) if self.cell.targeted else None
+        targets = None
+        if self.cell.targeted:
+            targets = random_targets(part.labels, part.ids, self.classes, self.cell.seed)
         return Task.create(
             part.images, part.labels, part.ids, targets, self.cell.norm, self.cell.eps, self.cell.loss, self.cell.seed
         )
@@ -89,6 +96,7 @@ def bench(
     if chunk < 1:
         raise ValueError(f"expected a chunk of at least 1 image, but got {chunk}")
     folder = Store(out)
+    folder.check(plan)
     prepared = [prepare(cell, data_folder, device) for cell in plan.cells]
     folder.claim(plan, {p.cell.label: p.key for p in prepared})
     started = time.perf_counter()
@@ -120,12 +128,12 @@ def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared
     if len(images) < cell.n:
         raise ValueError(f"{cell.label}: expected n <= {len(images)} attack images, but got n = {cell.n}")
     calibration = data.load(cell.dataset, "calibration")
-    unseen = images if data_folder is None else _without(data.load(cell.dataset, "test", data_folder), calibration)
+    unseen = images if data_folder is None else _without(_full(cell.dataset, data_folder, images), calibration)
     images = images[: cell.n]
     network = models.load(cell.model, device)
     model, fitted = _defend(network, cell, calibration, device)
-    attack = ATTACKS[cell.attack](accept=cell.accept, **cell.hyper)
-    modules = ["queryfoil.run", type(attack).__module__, MODELS[cell.model].__module__]
+    attack = build(cell.attack, cell.accept, **cell.hyper)
+    modules = ["queryfoil.run", "queryfoil.table", type(attack).__module__, MODELS[cell.model].__module__]
     modules += [DEFENSES[d.name].__module__ for d in cell.defenses]
     key = digest(
         {
@@ -138,7 +146,11 @@ def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared
             "device": torch.device(device).type,
         }
     )
-    return Prepared(cell, key, network, model, attack, _to(images, device), _to(unseen, device), fitted)
+    some = _to(images[:2], device)
+    classes = _clean_answers(network, some, cell.seed).shape[1]
+    prepared = Prepared(cell, key, network, model, attack, _to(images, device), _to(unseen, device), fitted, classes)
+    prepared.task(slice(0, cell.n))  # checks all that a task checks, before any query
+    return prepared
 
 
 def _defend(
@@ -166,19 +178,24 @@ def _to(images: Images, device: str) -> Images:
     return Images(*(t.to(device) for t in (images.images, images.labels, images.ids)))
 
 
+def _full(dataset: str, folder: str | Path, shipped: Images) -> Images:
+    """The full test split; ValueError unless it holds the shipped images at their ids."""
+    full = data.load(dataset, "test", folder)
+    if len(full) <= int(shipped.ids.max()) or not torch.equal(full[shipped.ids].images, shipped.images):
+        raise ValueError(
+            f"expected the test images of {dataset} in {folder}, but they are not those that the shipped ones come from"
+        )
+    return full
+
+
 def _without(images: Images, others: Images) -> Images:
     return images[~torch.isin(images.ids, others.ids)]
-
-
-def _targets(images: Images, cell: Cell, classes: int) -> Tensor:
-    """A wrong class for each image, uniformly, by the seed and the image's id."""
-    offset = rng.integers(cell.seed, images.ids, 0, TARGETS, classes - 1).squeeze(1) + 1
-    return (images.labels + offset) % classes
 
 
 def _describe(p: Prepared) -> dict[str, Any]:
     return {
         "cell": p.key,
+        "clean": p.clean,
         "settings": p.cell.settings(),
         "fitted": p.fitted,
         "hyper": asdict(p.attack),
@@ -211,12 +228,11 @@ def _attack(p: Prepared, s: CellStore, rows: slice, counter: "_Counter") -> None
 
 def _measure(p: Prepared, s: CellStore) -> None:
     """Scores before and after the defenses on all images that nothing was fitted on."""
-    found = s.read("clean", table.CLEAN)
-    ids = p.unseen.ids.cpu().numpy()
-    if found is not None and np.array_equal(found.column("id").to_numpy(), ids):
+    if s.read(p.clean, table.CLEAN) is not None:
         return
+    ids = p.unseen.ids.cpu().numpy()
     columns = [table.scores_column(_clean_answers(m, p.unseen, p.cell.seed)) for m in (p.model, p.network)]
-    s.write("clean", pa.table([ids, p.unseen.labels.cpu().numpy(), *columns], schema=table.CLEAN))
+    s.write(p.clean, pa.table([ids, p.unseen.labels.cpu().numpy(), *columns], schema=table.CLEAN))
 
 
 def _trace(p: Prepared, s: CellStore) -> None:

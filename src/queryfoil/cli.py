@@ -1,8 +1,10 @@
 """The command line: a mirror of the library, one short function a command."""
 
 import functools
+import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +25,7 @@ from queryfoil.data import DATASETS
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.calibration import fit as fit_logits
 from queryfoil.models import MODELS
+from queryfoil.models.zoo import card
 from queryfoil.names import lookup
 from queryfoil.report import cells, page
 from queryfoil.train import recipe, standard
@@ -41,16 +45,19 @@ STOPPED = 3
 """Exit status of a run that was stopped by its time limit and can be continued."""
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    errors.print(f"warning: {message}", style="yellow", markup=False)
+
+
 def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
     """Show what went wrong, and warnings, in a line instead of a traceback; exit status 2 for an error."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        warnings.showwarning = lambda message, *_, **__: errors.print(
-            f"warning: {message}", style="yellow", markup=False
-        )
         try:
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
         except (ValueError, OSError) as error:
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
@@ -132,13 +139,14 @@ def report_command(
 ) -> None:
     """Make the report of a finished folder again, from what is stored there, and print its table."""
     rows = page.write(folder)
-    columns = cells.columns(rows[0])
+    columns = cells.columns(rows)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False)
     table.add_column("defense", min_width=10, overflow="fold")
     for column in columns:
         table.add_column(column.heading, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(row["label"], *(_stacked(entry) for entry in cells.entries(row)))
+        entries = cells.entries(row, cells.points(rows))
+        table.add_row(escape(row["label"]), *(_stacked(entry) for entry in entries))
     console.print(table)
     console.print("small print: 95 % interval and number of images", style="dim")
     for line in dict.fromkeys(cells.setting(row) for row in rows):
@@ -148,7 +156,7 @@ def report_command(
 
 def _stacked(entry: cells.Entry) -> str:
     """The value above its small print, narrow enough for a terminal of 80 columns."""
-    return "\n".join([entry.value, *(f"[dim]{part}[/dim]" for part in entry.detail.split(", "))])
+    return "\n".join([entry.value, *(f"[dim]{part}[/dim]" for part in re.split("[,;] ", entry.detail) if part)])
 
 
 @app.command()
@@ -195,10 +203,7 @@ def fit(
     beta: Annotated[float, typer.Option(help="Weight of calibration.")] = 5.0,
 ) -> None:
     """Fit AAA to a model's held-out logits: temperature, and tau if it is left out."""
-    with np.load(logits, allow_pickle=False) as arrays:
-        for name in ("logits", "labels"):
-            lookup(dict.fromkeys(arrays.files), name, f"array in {logits}")
-        values, labels = torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"])
+    values, labels = _held_out(logits)
     found = fit_logits(values, labels, curve=curve, tau=tau, alpha=alpha, beta=beta)
     found.save(out)
     console.print(
@@ -210,6 +215,20 @@ def fit(
     )
 
 
+def _held_out(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    if not path.is_file():
+        raise ValueError(f"expected a NumPy file (.npz) at {path}, but there is none")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"expected a NumPy file (.npz) written by numpy.savez, but {path} is none, or is damaged")
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in ("logits", "labels"):
+            lookup(dict.fromkeys(arrays.files), name, f"array in {path}")
+        try:
+            return torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"])
+        except (TypeError, zipfile.BadZipFile, ValueError) as error:
+            raise ValueError(f"expected numbers in the arrays of {path}, but got others: {error}") from None
+
+
 @app.command("list")
 @_plainly
 def list_command() -> None:
@@ -217,7 +236,7 @@ def list_command() -> None:
     groups: dict[str, dict[str, str]] = {
         "attacks": {k: _first_line(v) for k, v in ATTACKS.items()},
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
-        "models": {k: _first_line(v) for k, v in MODELS.items()},
+        "models": {k: f"{_first_line(v)} {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
         "data sets": DATASETS,
         "recipes": {p.stem: recipe.read(p.stem).dataset for p in sorted(recipe.SHIPPED.glob("*.toml"))},
         "plans": {k: plan.read(k).about for k in plan.shipped()},

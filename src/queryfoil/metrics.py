@@ -210,9 +210,13 @@ def percentiles(values: Floats) -> Interval:
 
 
 def corrected(value: float, values: Floats, low: float = -np.inf) -> Interval:
-    """Basic bootstrap interval: the percentiles mirrored at the value, which takes out the estimator's bias."""
+    """Basic bootstrap interval: the percentiles mirrored at the value, which takes out the estimator's bias.
+
+    Widened, where need be, to contain the value.
+    """
     lower, upper = np.quantile(values, [0.025, 0.975])
-    return Interval(float(max(2 * value - upper, low)), float(max(2 * value - lower, low)))
+    corrected_low, corrected_high = 2 * value - upper, 2 * value - lower
+    return Interval(float(max(min(corrected_low, value), low)), float(max(corrected_high, value)))
 
 
 def ece_interval(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, draws: int = 1000) -> Interval:

@@ -82,6 +82,8 @@ def answers(
 
 
 def _check_scores(scores: Tensor, n: int) -> None:
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"expected scores as a tensor ({n}, K) from the model, but got {type(scores).__name__}")
     if scores.ndim != 2 or len(scores) != n or scores.shape[1] < 2:
         raise ValueError(f"expected scores ({n}, K) with K >= 2 from the model, but got {tuple(scores.shape)}")
     if not bool(torch.isfinite(scores).all()):

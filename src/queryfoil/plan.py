@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from queryfoil.attacks import ATTACKS
+from queryfoil.attacks import ATTACKS, build
 from queryfoil.attacks.acceptance import ACCEPTANCE
 from queryfoil.data import DATASETS
 from queryfoil.defenses import DEFENSES
@@ -24,7 +24,12 @@ SHIPPED = Path(__file__).parent / "shipped" / "plans"
 
 def _number(value: object) -> object:
     """TOML has no fractions: "16/255" is one."""
-    return float(Fraction(value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"expected a number or a fraction such as '16/255', but got {value!r}") from None
 
 
 class Defense(BaseModel):
@@ -57,7 +62,7 @@ class Cell(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    label: str
+    label: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
     dataset: str
     model: str
     defenses: tuple[Defense, ...] = ()
@@ -66,10 +71,10 @@ class Cell(BaseModel):
     accept: str = "greedy"
     loss: str = "margin"
     norm: str = "linf"
-    eps: Annotated[float, BeforeValidator(_number), Field(gt=0)]
+    eps: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False, strict=True)]
     targeted: bool = False
     budget: int = Field(ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     n: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -83,11 +88,7 @@ class Cell(BaseModel):
             (NORMS, self.norm, "norm"),
         ):
             lookup(registry, name, kind)
-        kind = ATTACKS[self.attack]
-        try:
-            kind(accept=self.accept, **self.hyper)
-        except TypeError as error:
-            raise ValueError(f"{self.attack} does not take these hyper-parameters: {error}") from None
+        kind = build(self.attack, self.accept, **self.hyper)
         if self.norm not in kind.norms:
             raise ValueError(f"{self.attack} supports norm {' or '.join(kind.norms)}, but got {self.norm!r}")
         return self
@@ -150,10 +151,12 @@ def read(name_or_path: str | Path) -> Plan:
         raise FileNotFoundError(f"expected a plan at {path}, but there is no such file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        defaults = content.pop("defaults", {})
-        cells = [{**defaults, **cell} for cell in content.pop("cell", [])]
+        defaults, given = content.pop("defaults", {}), content.pop("cell", [])
+        if not isinstance(given, list) or not all(isinstance(part, dict) for part in (defaults, *given)):
+            raise ValueError(f"expected a table [defaults] and tables [[cell]] in {path}, but got other values")
+        cells = [{**defaults, **cell} for cell in given]
         return Plan.model_validate({**content, "cells": cells})
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}" for e in error.errors()]

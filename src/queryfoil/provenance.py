@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 DIGITS = 16
+NOT_DECIDING = ("queryfoil.metrics", "queryfoil.files", "queryfoil.defenses.calibration")
+"""Modules that others import without their code deciding a recorded result: what `fit` finds is hashed itself."""
 
 
 def code(modules: Iterable[str]) -> str:
@@ -50,7 +52,7 @@ def _imported(tree: ast.Module) -> list[str]:
                     importlib.util.find_spec(name) is not None
                 )
                 found.append(name if is_module else node.module)
-    return [name for name in found if name != "queryfoil"]
+    return [name for name in found if name not in ("queryfoil", *NOT_DECIDING)]
 
 
 def weights(model: nn.Module) -> str:
@@ -66,11 +68,12 @@ def tensors(*values: Tensor) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, torch, and the number of threads, on which the last bits of a result depend."""
+    """Python, torch, threads and instruction set, on which the last bits of a result depend."""
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
         "threads": str(torch.get_num_threads()),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -2,7 +2,7 @@
 
 DIR/plan.json                 the plan this folder belongs to
 DIR/cells/HASH/cell.json      what was run: settings, fitted parameters, versions
-DIR/cells/HASH/clean.parquet  scores of the images that nothing was fitted on
+DIR/cells/HASH/clean-HASH.parquet  scores of the images (by their hash) that nothing was fitted on
 DIR/cells/HASH/trace.parquet  losses along two attacks on one image
 DIR/cells/HASH/chunk-A-B.parquet  images A to B of the cell
 """
@@ -25,35 +25,41 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
+    def check(self, plan: Plan) -> None:
+        """ValueError if the folder belongs to another plan or holds other things."""
+        path = self.folder / "plan.json"
+        if path.is_file():
+            other = read_json(path, "digest", "cells", "plan")
+            if other["digest"] != plan.digest():
+                raise ValueError(
+                    f"{self.folder} holds results of another plan ({other.get('name')!r}, {other['digest']}), "
+                    f"not of {plan.name!r} ({plan.digest()}); choose another folder"
+                )
+        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_ours, self.folder.iterdir()))):
+            raise ValueError(f"expected {self.folder} to be new, empty or a bench folder, but it holds other files")
+
     def claim(self, plan: Plan, keys: dict[str, str]) -> None:
         """Take the folder for a plan, whose cells have these hashes now, by label.
 
-        ValueError if it belongs to another plan or holds other things. Results of other hashes (of other code,
-        weights or versions) stay, and are not looked at.
+        Results of other hashes (of other code, weights or versions) stay, and are not looked at. What a killed
+        run left half written is removed.
         """
-        path = self.folder / "plan.json"
-        if path.is_file():
-            other = read_json(path)
-            if other.get("digest") != plan.digest():
-                raise ValueError(
-                    f"{self.folder} holds results of another plan ({other.get('name')!r}, {other.get('digest')}), "
-                    f"not of {plan.name!r} ({plan.digest()}); choose another folder"
-                )
-        elif self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
-            raise ValueError(f"expected {self.folder} to be new, empty or a bench folder, but it holds other files")
+        self.check(plan)
         content = {"name": plan.name, "digest": plan.digest(), "cells": keys, "plan": plan.model_dump(mode="json")}
-        files.write_text(path, json.dumps(content, indent=1) + "\n")
+        files.write_text(self.folder / "plan.json", json.dumps(content, indent=1) + "\n")
+        for half_written in [*self.folder.glob(".*.json.*"), *self.folder.glob("cells/*/.*.*")]:
+            half_written.unlink()
 
     def plan(self) -> tuple[Plan, dict[str, str]]:
         """The plan that the folder belongs to, and the hashes of its cells by label."""
         path = self.folder / "plan.json"
         if not path.is_file():
             raise FileNotFoundError(f"expected a folder written by `queryfoil bench`, but {path} does not exist")
-        content = read_json(path)
+        content = read_json(path, "plan", "cells")
         try:
             return Plan.model_validate(content["plan"]), dict(content["cells"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); run the plan in a new folder") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it and run the plan again") from None
 
     def cell(self, key: str) -> "CellStore":
         """The part of the folder for the cell with this hash."""
@@ -80,10 +86,10 @@ class CellStore:
             return None
         try:
             rows = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-        except (OSError, pa.ArrowException):
-            rows = None
-        if rows is not None and rows.schema.equals(schema) and _cell(rows) == self.key:
-            return rows
+            if rows.schema.equals(schema) and _cell(rows) == self.key and seconds(rows) >= 0:
+                return rows
+        except (OSError, ValueError, pa.ArrowException):
+            pass  # unreadable, or with metadata that are: noted below like a file of another cell
         self.damaged.append(path)
         return None
 
@@ -104,7 +110,7 @@ class CellStore:
 
     def read_json(self) -> dict[str, Any]:
         """Read cell.json."""
-        return read_json(self.folder / "cell.json")
+        return read_json(self.folder / "cell.json", "cell", "clean", "fitted", "hyper", "versions")
 
 
 def seconds(rows: pa.Table) -> float:
@@ -116,9 +122,18 @@ def _cell(rows: pa.Table) -> str:
     return bytes((rows.schema.metadata or {}).get(b"cell", b"")).decode()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError that names the file if it is none."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object with these keys; ValueError that names the file if it is none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and run the plan again") from None
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        raise ValueError(f"{path} is damaged (expected {', '.join(keys)}); remove it and run the plan again")
+    return content
+
+
+def _ours(path: Path) -> bool:
+    """What may lie in a folder whose plan.json was lost or not written yet."""
+    ours = ("cells", "summary.json", "images.parquet", "report.md", "report.html")
+    return path.name in ours or path.name.startswith(".plan.json.")

@@ -40,10 +40,14 @@ def collect(folder: Store) -> tuple[Plan, list[CellResult]]:
 
 
 def _read(cell: Cell, s: CellStore) -> CellResult | None:
-    attacked, clean, trace = s.attacked(), s.read("clean", table.CLEAN), s.read("trace", table.TRACE)
+    if not (s.folder / "cell.json").is_file():
+        return None
+    info = s.read_json()
+    attacked, trace = s.attacked(), s.read("trace", table.TRACE)
+    clean = s.read(str(info["clean"]), table.CLEAN)
     if len(attacked) < cell.n or clean is None or trace is None:
         return None
-    return CellResult(cell, s.read_json(), attacked, clean, trace)
+    return CellResult(cell, info, attacked, clean, trace)
 
 
 def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:
@@ -75,12 +79,15 @@ def _row(plan: Plan, r: CellResult) -> dict[str, Any]:
         "accuracy": {str(q): metrics.accuracy_at(fooled_at, q) for q in points},
         "accuracy_interval": {str(q): _accuracy_interval(fooled_at, q) for q in points},
         "average_queries": {str(q): _number(metrics.average_queries(fooled_at, q)) for q in points},
-        "average_queries_interval": {str(q): _queries_interval(fooled_at, q) for q in points},
+        "average_queries_interval": {str(q): _mean_interval(np.minimum(fooled_at[fooled_at > 1], q)) for q in points},
         "average_queries_of_successes": {
             str(q): _number(metrics.average_queries_of_successes(fooled_at, q)) for q in points
         },
+        "average_queries_of_successes_interval": {
+            str(q): _mean_interval(fooled_at[(fooled_at > 1) & (fooled_at <= q)]) for q in points
+        },
         **_user_side(r.clean),
-        "confirmed": _confirmed(r.attacked),
+        **_confirmed(r.attacked),
         "queries_total": int(np.asarray(r.attacked.column("queries")).sum()),
         "seconds": store.seconds(r.attacked),
         "cell": r.info["cell"],
@@ -112,18 +119,15 @@ def _accuracy_interval(fooled_at: np.ndarray, q: int) -> Interval:
     return metrics.wilson(int((fooled_at > q).sum()), len(fooled_at))
 
 
-def _queries_interval(fooled_at: np.ndarray, q: int) -> Interval | None:
-    """Bootstrap over the initially correct images."""
-    spent = np.minimum(fooled_at[fooled_at > 1], q)
-    if not len(spent):
-        return None
-    return metrics.percentiles(spent[metrics.bootstrap(len(spent))].mean(1))
+def _mean_interval(values: np.ndarray) -> Interval | None:
+    """Bootstrap over images; None where there are none."""
+    return metrics.percentiles(values[metrics.bootstrap(len(values))].mean(1)) if len(values) else None
 
 
-def _confirmed(attacked: pa.Table) -> float | None:
+def _confirmed(attacked: pa.Table) -> dict[str, Any]:
     """Mean over successes of the share of fresh queries that they survive; None if that was not asked."""
-    values = attacked.column("confirmed").drop_null()
-    return float(np.asarray(values).mean()) if len(values) else None
+    values = np.asarray(attacked.column("confirmed").drop_null())
+    return {"confirmed": float(values.mean()) if len(values) else None, "confirmed_interval": _mean_interval(values)}
 
 
 def _number(value: float) -> float | None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from queryfoil import losses
+from queryfoil import losses, rng
 from queryfoil.names import lookup
 
 NORMS = {"linf": "largest absolute change of a value", "l2": "Euclidean length of the change of an image"}
+TARGETS = 1 << 20  # name of the draw of targets, far from those of attacks
 SLACK = 1e-6  # rounding allowed in a ball check; one level of an 8-bit image is 4e-3
 
 
@@ -106,6 +107,16 @@ class Task:
         delta = (x - self.images).flatten(1)
         size = delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
         return size <= self.eps + SLACK
+
+
+def random_targets(labels: Tensor, ids: Tensor, classes: int, seed: int) -> Tensor:
+    """A wrong class for each image (N,), uniformly over the others, a function of seed and id.
+
+    >>> random_targets(torch.tensor([0, 1]), torch.tensor([7, 8]), classes=2, seed=0)
+    tensor([1, 0])
+    """
+    offset = rng.integers(seed, ids, 0, TARGETS, classes - 1).squeeze(1) + 1
+    return (labels + offset) % classes
 
 
 def check_images(images: Tensor) -> None:

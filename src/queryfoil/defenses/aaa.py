@@ -60,7 +60,10 @@ class AAA(nn.Module):
         return cls(model, **fit.settings())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores (N, K) for a batch x, of the kind and type that the model gives."""
+        """Scores (N, K) for a batch x, of the kind and type that the model gives.
+
+        Probabilities in half precision are returned in float32, as rounding them could change the answer.
+        """
         scores = self.model(x)
         if scores.shape[-1] == 2:
             warnings.warn(TWO_CLASSES, stacklevel=2)
@@ -76,8 +79,8 @@ class AAA(nn.Module):
             lr=self.lr,
         )
         if self.output == "probs":
-            shown = shown.softmax(-1)
-        elif self.output == "log_probs":
+            return shown.softmax(-1)  # not cut to half precision, which could tie the top two
+        if self.output == "log_probs":
             shown = shown.log_softmax(-1)
         return shown.to(scores.dtype)
 

@@ -99,6 +99,8 @@ def check_settings(
         ("steps", steps, 0, False),
         ("lr", lr, 0.0, True),
     ):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"expected {name} as a number, but got {value!r}")
         if not math.isfinite(value) or value < low or (strict and value == low):
             raise ValueError(f"expected {name} {'>' if strict else '>='} 0 and finite, but got {value}")
     if solver == "exact" and (steps, lr) != (STEPS, LR):

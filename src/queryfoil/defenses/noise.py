@@ -23,8 +23,8 @@ class InputNoise(nn.Module):
 
     def __init__(self, model: nn.Module, *, std: float = 0.02) -> None:
         super().__init__()
-        if not (math.isfinite(std) and std >= 0):
-            raise ValueError(f"expected std >= 0 on the [0, 1] scale, but got {std}")
+        if isinstance(std, bool) or not isinstance(std, int | float) or not (math.isfinite(std) and std >= 0):
+            raise ValueError(f"expected std >= 0 on the [0, 1] scale, but got {std!r}")
         self.model, self.std = model, std
         self.training = model.training
         self.output: str = getattr(model, "output", "logits")

@@ -41,6 +41,8 @@ def load(name: str, device: str | torch.device = "cpu", folder: str | Path = SHI
 def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
     """The model moved to a device; ValueError if torch cannot use that here."""
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("the meta device computes nothing")
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

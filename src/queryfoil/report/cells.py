@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from queryfoil.metrics import Interval
+from queryfoil.metrics import Interval, wilson
 
 Row = dict[str, Any]
 
@@ -22,51 +22,67 @@ class Column(NamedTuple):
 
 
 def percent(share: float) -> str:
-    """A share as percent with one digit, two below one percent: 0.6067 as "60.7 %"."""
+    """A share as percent with three digits: 0.6067 as "60.7 %", 0.0123 as "1.23 %"."""
     return f"{100 * share:.{1 if abs(share) >= 0.0995 else 2}f} %"
 
 
-def columns(row: Row) -> list[Column]:
-    """The headings for rows like this one."""
-    goal = "not brought to the target" if row["targeted"] else "not fooled"
-    budget = str(row["budget"])
-    repeat = "; for randomized defenses also the share of successes that repeat on 10 fresh queries"
+def points(rows: list[Row]) -> list[int]:
+    """At how many queries accuracy is shown: all that any row has, budgets included."""
+    return sorted({int(q) for row in rows for q in row["accuracy"]})
+
+
+def columns(rows: list[Row]) -> list[Column]:
+    """The columns of a table with these rows."""
+    meaning = "share of all images whose attack has not reached its goal within {} queries (untargeted: still answered "
+    meaning += (
+        "correctly); for randomized defenses, at the budget, also the share of successes that repeat on 10 queries"
+    )
     return [
         Column("clean accuracy", "on the attacked images, before any attack"),
-        *(
-            Column(f"accuracy at {q}", f"share of all images {goal} within {q} queries" + repeat * (q == budget))
-            for q in row["accuracy"]
-        ),
-        Column(
-            "average queries",
-            f"over initially correct images, survivors counted with {row['budget']}; in brackets over successes only",
-        ),
-        Column("ECE", "expected calibration error (15 bins) on images that nothing was fitted on; change in brackets"),
+        *(Column(f"accuracy at {q}", meaning.format(q)) for q in points(rows)),
+        Column("average queries", "over initially correct images, survivors counted with the budget"),
+        Column("ECE", "expected calibration error (15 bins) on images that nothing was fitted on; below, its change"),
         Column("labels changed", "answers that differ from the undefended network's, on the same images"),
     ]
 
 
-def entries(row: Row) -> list[Entry]:
-    """The row's cells, one for each of `columns`."""
-    n, budget, unseen = row["n"], str(row["budget"]), row["unseen_n"]
-    queries, successes = row["average_queries"][budget], row["average_queries_of_successes"][budget]
-    correct = round(row["clean_accuracy"] * n)
-    result = [
-        _share(row["clean_accuracy"], row["clean_accuracy_interval"], n),
-        *(_share(value, row["accuracy_interval"][q], n) for q, value in row["accuracy"].items()),
+def entries(row: Row, at: list[int]) -> list[Entry]:
+    """The row's cells, one for each of `columns`; `at` are the table's `points`."""
+    budget, unseen = str(row["budget"]), row["unseen_n"]
+    changed = row["labels_changed"]
+    ece = f"{_interval(row['ece_interval'])}, n = {unseen}"
+    if row["defenses"]:
+        ece += f"; change {100 * row['ece_change']:+.2f} ({_interval(row['ece_change_interval'])})"
+    return [
+        _share(row["clean_accuracy"], row["clean_accuracy_interval"], row["n"]),
+        *(_accuracy(row, str(q)) for q in at),
+        _queries(row, budget),
+        Entry(percent(row["ece"]), ece),
+        Entry(str(changed), f"{_interval(wilson(changed, unseen))} %, n = {unseen}"),
     ]
-    if row["confirmed"] is not None:
-        last = result.pop()
-        result.append(Entry(last.value, f"{last.detail}, {percent(row['confirmed'])} repeat"))
-    spent = "–" if queries is None else f"{queries:.0f}"
-    spent += "" if successes is None else f" ({successes:.0f})"
-    interval = row["average_queries_interval"][budget]
-    result.append(Entry(spent, f"{_range(interval, '{:.0f}')}n = {correct}"))
-    change = f"{100 * row['ece_change']:+.2f}" if row["defenses"] else None
-    ece = percent(row["ece"]) + (f" ({change})" if change else "")
-    result.append(Entry(ece, f"{_interval(row['ece_interval'])}, n = {unseen}"))
-    result.append(Entry(str(row["labels_changed"]), f"of {unseen}"))
-    return result
+
+
+def _accuracy(row: Row, q: str) -> Entry:
+    if q not in row["accuracy"]:
+        return Entry("–", "")
+    value, detail = _share(row["accuracy"][q], row["accuracy_interval"][q], row["n"])
+    if row["confirmed"] is not None and q == str(row["budget"]):
+        detail += f"; {percent(row['confirmed'])} repeat ({_interval(row['confirmed_interval'])})"
+    return Entry(value, detail)
+
+
+def _queries(row: Row, budget: str) -> Entry:
+    queries, interval = row["average_queries"][budget], row["average_queries_interval"][budget]
+    successes = row["average_queries_of_successes"][budget]
+    if queries is None:
+        return Entry("–", "no image was correct")
+    correct = round(row["clean_accuracy"] * row["n"])
+    detail = f"{interval[0]:.0f}–{interval[1]:.0f}, n = {correct}"
+    if successes is not None:
+        low, high = row["average_queries_of_successes_interval"][budget]
+        fooled = round((row["clean_accuracy"] - row["accuracy"][budget]) * row["n"])
+        detail += f"; successes {successes:.0f} ({low:.0f}–{high:.0f}), n = {fooled}"
+    return Entry(f"{queries:.0f}", detail)
 
 
 def _share(value: float, interval: Interval, n: int) -> Entry:
@@ -75,11 +91,7 @@ def _share(value: float, interval: Interval, n: int) -> Entry:
 
 def _interval(interval: Interval) -> str:
     low, high = interval
-    return f"{100 * low:.1f}–{100 * high:.1f}"
-
-
-def _range(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f"{form.format(interval[0])}–{form.format(interval[1])}, "
+    return f"{100 * low:.1f}–{100 * high:.1f}" if low >= 0 else f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def setting(row: Row) -> str:

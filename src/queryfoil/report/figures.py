@@ -34,6 +34,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
     "svg.hashsalt": "queryfoil",  # the same figure gives the same file
     "figure.constrained_layout.use": True,
@@ -108,9 +109,10 @@ def losses_along_an_attack(result: CellResult) -> Picture:
 
     image = trace["id"][0]
     caption = (
-        f"Image {image}, at the attacker's current point. Above, the attack sees the true margin and drives it to "
-        "zero; the defense would have shown it the mirrored line. Below, it sees only what the defense shows and "
-        "follows that down, while the true margin stays up. The label flips where a line crosses zero."
+        f"Image {image}, at the current point of the attack with the margin loss. Above, the attack sees the true "
+        "margin and drives it to zero; the defense would have shown it the mirrored line. Below, it sees only what "
+        "the defense shows and follows that down, while the true margin stays up. The label flips where a line "
+        "crosses zero."
     )
     return Picture(f"Losses along an attack: {result.label}", _draw(plot, 4.8), caption)
 

@@ -35,21 +35,23 @@ def write(folder: str | Path) -> list[Row]:
 
 
 def headline(rows: list[Row]) -> str:
-    """The result in a sentence or two, best and worst alike."""
-    row = rows[0]
-    budget = str(row["budget"])
-    text = [f"{r['label']}: {cells.percent(r['accuracy'][budget])}" for r in rows if str(r["budget"]) == budget]
-    return f"Accuracy left after {budget} queries an image – {'; '.join(text)}."
+    """The result in a sentence, best and worst alike."""
+    budgets = {row["budget"] for row in rows}
+    left = [f"{r['label']}: {cells.percent(r['accuracy'][str(r['budget'])])}" for r in rows]
+    if len(budgets) > 1:
+        left = [f"{text} ({row['budget']})" for text, row in zip(left, rows, strict=True)]
+    after = f"{budgets.pop()} queries" if len(budgets) == 1 else "the queries in brackets"
+    return f"Accuracy left after {after} an image – {'; '.join(left)}."
 
 
 def markdown(plan: Plan, rows: list[Row]) -> str:
     """The table and its conditions, for a README or an issue."""
-    columns = cells.columns(rows[0])
+    columns = cells.columns(rows)
     lines = [f"# {plan.name}", "", plan.about + ".", "", headline(rows), ""]
     lines += ["| defense | " + " | ".join(c.heading for c in columns) + " |", "|---|" + "---:|" * len(columns)]
     for row in rows:
-        texts = [f"{e.value} ({e.detail})" if e.detail else e.value for e in cells.entries(row)]
-        lines.append(f"| {row['label']} | " + " | ".join(texts) + " |")
+        texts = [f"{e.value} ({e.detail})" if e.detail else e.value for e in cells.entries(row, cells.points(rows))]
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (row["label"], *texts)) + " |")
     lines += ["", "In brackets: 95 % interval and number of images.", ""]
     lines += [f"- {c.heading}: {c.meaning}" for c in columns]
     lines += ["", *(f"- {line}" for line in _settings(rows)), "", LIMITS, ""]
@@ -64,8 +66,8 @@ def html(plan: Plan, rows: list[Row], pictures: list[figures.Picture]) -> str:
     return template.render(
         plan=plan,
         headline=headline(rows),
-        columns=cells.columns(rows[0]),
-        rows=[(row, cells.entries(row)) for row in rows],
+        columns=cells.columns(rows),
+        rows=[(row, cells.entries(row, cells.points(rows))) for row in rows],
         limits=LIMITS,
         pictures=pictures,
         settings=_settings(rows),

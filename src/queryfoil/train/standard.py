@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -130,11 +130,14 @@ def _save_resume(
 
 
 def _restore(path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.SGD) -> list[dict[str, float]]:
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to start the training anew") from None
     if meta["recipe"] != recipe.model_dump_json():
         raise ValueError(f"{path} belongs to another recipe; remove it or choose another output folder")
-    tensors = load_file(path)
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     state = optimizer.state_dict()
     momenta = {int(k[9:]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum.")}
