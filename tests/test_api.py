@@ -8,7 +8,7 @@ import torch
 
 import queryfoil as qf
 from helpers import Linear, Watch, images, labels_of
-from queryfoil import files, names
+from queryfoil import checks, files
 from queryfoil.attacks.square import Square
 from queryfoil.run import confirm, run
 from queryfoil.task import Task
@@ -179,20 +179,20 @@ def test_confirm_finds_that_luck_against_a_noisy_model_does_not_last():
     assert bool(((shares > 0) & (shares < 1)).any())  # fresh noise for each repeat
 
 
-# names and files
+# checks and files
 
 
 def test_lookup_gives_the_entry_or_an_error_that_helps():
     registry = {"square": 1, "simba": 2}
-    assert names.lookup(registry, "simba", "attack") == 2
+    assert checks.lookup(registry, "simba", "attack") == 2
     with pytest.raises(
         ValueError, match=r"unknown attack 'squre': expected one of simba, square; did you mean 'square'"
     ):
-        names.lookup(registry, "squre", "attack")
+        checks.lookup(registry, "squre", "attack")
     with pytest.raises(ValueError, match=r"unknown attack 'zzz': expected one of simba, square$"):
-        names.lookup(registry, "zzz", "attack")
+        checks.lookup(registry, "zzz", "attack")
     with pytest.raises(ValueError, match=r"unknown attack None: expected one of simba, square"):
-        names.lookup(registry, None, "attack")
+        checks.lookup(registry, None, "attack")
 
 
 def test_replacing_puts_the_new_file_in_place_of_the_old(tmp_path):

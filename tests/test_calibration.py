@@ -99,7 +99,7 @@ def test_tau_is_the_largest_whose_cross_fitted_ece_is_allowed(fitted, overconfid
 )
 def test_where_no_tau_comes_near_the_rescaled_logits_the_undefended_ones_are_the_limit(strict, undefended, tau):
     errors = {4.0: 0.030, 2.0: 0.025, 1.0: 0.0199, 0.5: 0.0201}
-    assert calibration._largest_tau(errors, strict, undefended) == tau
+    assert calibration._largest_tau(list(errors), errors.__getitem__, strict, undefended) == tau
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -293,6 +293,8 @@ def test_logits_that_make_no_sense_are_refused(logits, message, solver):
         ({"solver": "adam", "lr": 0.0}, "lr > 0"),
         ({"tau": "6"}, "tau as a number, but got '6'"),
         ({"beta": True}, "beta as a number, but got True"),
+        ({"tau": 1e-9}, "tau of at least 1e-06"),
+        ({"solver": "adam", "steps": 2.5}, "steps as a whole number, but got 2.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(chosen, message):

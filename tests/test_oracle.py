@@ -10,6 +10,8 @@ from queryfoil.metrics import NEVER
 from queryfoil.oracle import Oracle, answers, quantize
 from queryfoil.task import Task
 
+pytestmark = pytest.mark.filterwarnings("ignore:the images are no multiples")
+
 EPS = 51 / 255
 
 

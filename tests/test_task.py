@@ -8,6 +8,8 @@ import torch
 from helpers import images
 from queryfoil.task import Task
 
+pytestmark = pytest.mark.filterwarnings("ignore:the images are no multiples")
+
 X = images(3)
 Y = torch.tensor([0, 1, 2])
 
@@ -141,3 +143,10 @@ def test_contains_is_exact_up_to_rounding_for_each_image_alone():
 def test_contains_does_not_ask_for_values_in_0_1():
     task = Task.create(torch.ones(1, 1, 2, 2), Y[:1], eps=8 / 255)
     assert task.contains(task.images + 8 / 255).tolist() == [True]
+
+
+@pytest.mark.filterwarnings("default")
+def test_images_off_the_grid_of_8_bits_give_a_warning():
+    x = torch.full((1, 1, 2, 2), 0.5)
+    with pytest.warns(UserWarning, match="no multiples of 1/255"):
+        Task.create(x, torch.tensor([0]))

@@ -21,12 +21,12 @@ from rich.table import Table
 from queryfoil import __version__, plan
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS
+from queryfoil.checks import lookup
 from queryfoil.data import DATASETS
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.calibration import fit as fit_logits
 from queryfoil.models import MODELS
 from queryfoil.models.zoo import card
-from queryfoil.names import lookup
 from queryfoil.report import cells, page
 from queryfoil.train import recipe, standard
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from queryfoil.names import lookup
+from queryfoil.checks import lookup
 
 SHIPPED = Path(__file__).parent / "shipped" / "data"
 

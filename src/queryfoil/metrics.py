@@ -18,7 +18,10 @@ Floats = NDArray[np.float64]
 
 
 def _fooled_at(values: ArrayLike | Tensor, q: int) -> NDArray[np.int64]:
-    fooled_at = np.asarray(values, dtype=np.int64)
+    fooled_at = np.asarray(values)
+    if fooled_at.size and fooled_at.dtype.kind not in "iu":
+        raise ValueError(f"expected fooled_at as integers, but got {fooled_at.dtype}")
+    fooled_at = fooled_at.astype(np.int64)
     if fooled_at.ndim != 1 or fooled_at.size == 0 or fooled_at.min() < 1:
         raise ValueError(
             f"expected fooled_at (N,) with N >= 1 and entries >= 1, but got shape {fooled_at.shape}"
@@ -89,7 +92,9 @@ def probabilities(scores: ArrayLike | Tensor, kind: str) -> Floats:
 
 
 def _checked(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Floats, NDArray[np.int64]]:
-    p, y = np.asarray(probs, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    p, y = np.asarray(probs, dtype=np.float64), np.asarray(labels)
+    if y.size and y.dtype.kind not in "iu":
+        raise ValueError(f"expected integer labels, but got {y.dtype}")
     if p.ndim != 2 or y.shape != p.shape[:1] or not y.size:
         raise ValueError(f"expected probs (N, K) and labels (N,), N >= 1, but got {p.shape} and {y.shape}")
     if not (np.isfinite(p).all() and p.min() >= 0 and np.abs(p.sum(1) - 1).max() < 1e-3):
@@ -116,6 +121,8 @@ def bin_index(confidence: Floats, bins: int) -> NDArray[np.int64]:
     >>> bin_index(np.array([0.0, 0.5, 0.5000001, 1.0]), 2).tolist()
     [0, 0, 1, 1]
     """
+    if bins < 1:
+        raise ValueError(f"expected at least 1 bin, but got {bins}")
     edges = np.arange(1, bins) / bins
     return np.searchsorted(edges, confidence, side="left").astype(np.int64)
 

@@ -12,11 +12,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from queryfoil.attacks import ATTACKS, build
 from queryfoil.attacks.acceptance import ACCEPTANCE
+from queryfoil.checks import lookup
 from queryfoil.data import DATASETS
 from queryfoil.defenses import DEFENSES
 from queryfoil.losses import LOSSES
 from queryfoil.models import MODELS
-from queryfoil.names import lookup
 from queryfoil.task import NORMS
 
 SHIPPED = Path(__file__).parent / "shipped" / "plans"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from queryfoil import losses, rng
-from queryfoil.names import lookup
+from queryfoil.checks import is_real, lookup
 
 NORMS = {"linf": "largest absolute change of a value", "l2": "Euclidean length of the change of an image"}
 TARGETS = 1 << 20  # name of the draw of targets, far from those of attacks
@@ -45,8 +45,8 @@ class Task:
     ) -> "Task":
         """Check every part and build the task; ValueError says what was expected and what came.
 
-        `ids` default to 0..N-1. An L-inf eps that is no multiple of 1/255 gives a warning: the oracle
-        floors to 8 bits, which moves such a perturbation out of its ball.
+        `ids` default to 0..N-1. For L-inf, an eps or images that are no multiples of 1/255 give a warning:
+        the oracle floors to 8 bits, which moves such a perturbation out of its ball.
 
         >>> Task.create(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])).norm
         'linf'
@@ -67,7 +67,7 @@ class Task:
         lookup(losses.LOSSES, loss, "loss")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"expected seed as an integer from 0 to 2^63 - 1, but got {seed!r}")
-        if not isinstance(eps, int | float) or not 0 < eps < float("inf"):
+        if not is_real(eps) or not 0 < eps < float("inf"):
             raise ValueError(f"expected eps > 0 on the [0, 1] scale (such as 8/255), but got {eps!r}")
         if norm == "linf" and abs(eps * 255 - round(eps * 255)) > 1e-4:
             warnings.warn(
@@ -75,9 +75,16 @@ class Task:
                 f"so what the model sees can lie up to 1/255 outside; use {max(round(eps * 255), 1)}/255",
                 stacklevel=2,
             )
+        images = images.detach()
+        if norm == "linf" and float((images * 255 - (images * 255).round()).abs().max()) > 1e-2:
+            warnings.warn(
+                "the images are no multiples of 1/255: they are floored to 8 bits after the ball is checked, so what "
+                "the model sees can lie up to 1/255 outside; pass oracle.quantize(images)",
+                stacklevel=2,
+            )
         device = images.device
         labels, ids = (t.to(device, torch.int64) for t in (labels, ids))
-        return cls(images.detach(), labels, ids, targets, norm, float(eps), loss, seed)
+        return cls(images, labels, ids, targets, norm, float(eps), loss, seed)
 
     def rows(self, index: Tensor) -> "Task":
         """The same task on some of its images."""

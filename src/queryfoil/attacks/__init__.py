@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from queryfoil.attacks.square import Square
-from queryfoil.names import lookup
+from queryfoil.checks import lookup
 
 ATTACKS: dict[str, Any] = {
     "square": Square,

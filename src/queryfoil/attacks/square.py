@@ -14,7 +14,7 @@ from torch import Tensor
 
 from queryfoil import rng
 from queryfoil.attacks.acceptance import ACCEPTANCE
-from queryfoil.names import lookup
+from queryfoil.checks import lookup
 from queryfoil.oracle import Oracle
 from queryfoil.task import Task
 

@@ -2,6 +2,7 @@
 
 import warnings
 
+import torch
 from torch import Tensor, nn
 
 from queryfoil.defenses.calibration import Fit
@@ -62,13 +63,14 @@ class AAA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, K) for a batch x, of the kind and type that the model gives.
 
-        Probabilities in half precision are returned in float32, as rounding them could change the answer.
+        Probabilities, or their logarithms, in half precision are returned in float32, as rounding them could
+        change the answer.
         """
         scores = self.model(x)
         if scores.shape[-1] == 2:
             warnings.warn(TWO_CLASSES, stacklevel=2)
         shown = disguise(
-            as_log_scores(scores, self.output),
+            scores if self.output == "logits" else _single(as_log_scores(scores, self.output)),
             curve=self.curve,
             tau=self.tau,
             alpha=self.alpha,
@@ -78,11 +80,10 @@ class AAA(nn.Module):
             steps=self.steps,
             lr=self.lr,
         )
+        # normalized scores are not cut to half precision, which could tie the top two
         if self.output == "probs":
-            return shown.softmax(-1)  # not cut to half precision, which could tie the top two
-        if self.output == "log_probs":
-            shown = shown.log_softmax(-1)
-        return shown.to(scores.dtype)
+            return shown.softmax(-1)
+        return shown.log_softmax(-1) if self.output == "log_probs" else shown
 
     def extra_repr(self) -> str:
         adam = f", steps={self.steps}, lr={self.lr:g}" if self.solver == "adam" else ""
@@ -90,3 +91,7 @@ class AAA(nn.Module):
             f"curve={self.curve!r}, tau={self.tau:g}, alpha={self.alpha:g}, beta={self.beta:g}, "
             f"temperature={self.temperature:g}, solver={self.solver!r}{adam}"
         )
+
+
+def _single(scores: Tensor) -> Tensor:
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from queryfoil import files, metrics
+from queryfoil.checks import is_real
 from queryfoil.defenses.disguise import LR, STEPS, TWO_CLASSES, check_logits, check_settings, disguise
 
 TEMPERATURES = np.geomspace(0.1, 10, 121).round(4)
@@ -62,6 +64,17 @@ class Fit:
         try:
             fit = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             check_settings(fit.curve, fit.tau, fit.alpha, fit.beta, fit.temperature, fit.solver, fit.steps, fit.lr)
+            numbers = (
+                fit.classes,
+                fit.n,
+                fit.alpha,
+                fit.median_margin,
+                fit.ece_undefended,
+                fit.ece,
+                fit.ece_cross_fitted,
+            )
+            if not all(is_real(v) and v >= 0 for v in numbers) or fit.classes < 2:
+                raise ValueError(f"expected numbers >= 0 and at least 2 classes, but got {numbers}")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is no file written by Fit.save: {error}") from None
         return fit
@@ -102,8 +115,9 @@ def fit(
     >>> found.ece < found.ece_undefended
     True
     """
-    settings: dict[str, Any] = {"curve": curve, "beta": beta, "solver": solver, "steps": steps, "lr": lr}
-    settings["alpha"] = check_settings(curve, 1.0 if tau is None else tau, alpha, beta, 1.0, solver, steps, lr)
+    alpha = check_settings(curve, 1.0 if tau is None else tau, alpha, beta, 1.0, solver, steps, lr)
+    settings: dict[str, Any] = {"curve": curve, "alpha": float(alpha), "beta": float(beta)}
+    settings |= {"solver": solver, "steps": int(steps), "lr": float(lr)}
     _check(logits, labels)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.detach()
     if logits.shape[1] == 2:
@@ -112,14 +126,17 @@ def fit(
     median = float((top2[:, 0] - top2[:, 1]).median())
     y = labels.cpu().numpy()
     undefended = metrics.ece(metrics.probabilities(logits.cpu(), "logits"), y)
-    tried = {
-        period: _confidences(logits, y, {**settings, "tau": period})
-        for period in ([tau] if tau is not None else _tau_grid(median))
-    }
-    errors = {period: _cross_fitted(*columns) for period, columns in tried.items()}
-    rescaled = _cross_fitted(*_confidences(logits, y, None))
-    period = tau if tau is not None else _largest_tau(errors, min(undefended, rescaled), undefended)
-    (confidence, correct), crossed = tried[period], errors[period]
+
+    def error(candidate: float) -> float:
+        return _cross_fitted(*_confidences(logits, y, {**settings, "tau": candidate}))
+
+    if tau is None:
+        rescaled = _cross_fitted(*_confidences(logits, y, None))
+        period = _largest_tau(_tau_grid(median), error, min(undefended, rescaled), undefended)
+    else:
+        period = float(tau)
+    confidence, correct = _confidences(logits, y, {**settings, "tau": period})
+    crossed = _cross_fitted(confidence, correct)
     best = _best(confidence, correct)
     return Fit(
         **settings,
@@ -134,14 +151,18 @@ def fit(
     )
 
 
-def _largest_tau(errors: dict[float, float], strict: float, undefended: float) -> float:
-    """The largest tau within half a point of `strict`; where there is none, of `undefended`."""
-    for reference in (strict, undefended):
-        allowed = [tau for tau, error in errors.items() if error <= reference + ALLOWED_ECE]
-        if allowed:
-            return max(allowed)
+def _largest_tau(grid: list[float], error: Callable[[float], float], strict: float, undefended: float) -> float:
+    """The largest tau (of a grid, largest first) within half a point of `strict`; else of `undefended`."""
+    errors: dict[float, float] = {}
+    for tau in grid:
+        errors[tau] = error(tau)
+        if errors[tau] <= strict + ALLOWED_ECE:
+            return tau
+    allowed = [tau for tau, error in errors.items() if error <= undefended + ALLOWED_ECE]
+    if allowed:
+        return max(allowed)
     raise ValueError(
-        f"no tau from {min(errors)} to {max(errors)} keeps the cross-fitted ECE within {100 * ALLOWED_ECE:g} points of "
+        f"no tau from {grid[-1]} to {grid[0]} keeps the cross-fitted ECE within {100 * ALLOWED_ECE:g} points of "
         f"the undefended {100 * undefended:.2f} % (the lowest is {100 * min(errors.values()):.2f} %); "
         "pass tau yourself, or more held-out images"
     )

@@ -15,12 +15,13 @@ import math
 import torch
 from torch import Tensor
 
-from queryfoil.names import lookup
+from queryfoil.checks import is_real, lookup
 
 ALPHA = {"linear": 1.0, "sine": 0.7}
 """The paper's reverse step of each curve."""
 
 STEPS, LR = 100, 0.1
+SMALLEST_SETTING = 1e-6  # of tau, temperature and lr: less than a float32 can tell apart in logits
 MIN_MARGIN = 2e-5  # of the rewritten logits: a clear answer even in half precision
 MIN_REST = 1e-5  # of the sum of exp(z'_j - z'_second) over the classes after the second
 TWO_CLASSES = (
@@ -99,10 +100,14 @@ def check_settings(
         ("steps", steps, 0, False),
         ("lr", lr, 0.0, True),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_real(value):
             raise ValueError(f"expected {name} as a number, but got {value!r}")
         if not math.isfinite(value) or value < low or (strict and value == low):
             raise ValueError(f"expected {name} {'>' if strict else '>='} 0 and finite, but got {value}")
+        if strict and value < SMALLEST_SETTING:
+            raise ValueError(f"expected {name} of at least {SMALLEST_SETTING:g}, but got {value}")
+    if steps != int(steps):
+        raise ValueError(f"expected steps as a whole number, but got {steps}")
     if solver == "exact" and (steps, lr) != (STEPS, LR):
         raise ValueError(
             f"steps and lr belong to solver='adam' and have no effect on 'exact', but got steps={steps}, "
@@ -178,7 +183,7 @@ def _best_margin(target: Tensor, logit_p: Tensor, beta: float, spread: float) ->
     if beta <= 4:
         return target
     q = math.sqrt(1 - 4 / beta)
-    r = math.log((1 + q) / (1 - q))
+    r = math.log((1 + q) ** 2 * beta / 4)  # = ln((1 + q) / (1 - q)), also where q rounds to 1
     fixed = torch.tensor([r, spread - r], dtype=target.dtype, device=target.device)
     m = torch.cat([target, logit_p, logit_p + spread, fixed.expand(*target.shape[:-1], 2)], -1)
     m = m.clamp_min(MIN_MARGIN)
@@ -225,7 +230,7 @@ def _adam(
         p = (raw / temperature).softmax(-1).gather(-1, first).squeeze(-1)
         shown = raw.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([shown], lr=lr)
-        for _ in range(steps):
+        for _ in range(int(steps)):
             leaders = shown.topk(2, dim=-1).values
             margin = leaders[..., 0] - leaders[..., 1]
             confidence = shown.softmax(-1).gather(-1, first).squeeze(-1)

@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from queryfoil import rng
+from queryfoil.checks import is_real
 from queryfoil.oracle import quantize
 
 
@@ -23,9 +24,10 @@ class InputNoise(nn.Module):
 
     def __init__(self, model: nn.Module, *, std: float = 0.02) -> None:
         super().__init__()
-        if isinstance(std, bool) or not isinstance(std, int | float) or not (math.isfinite(std) and std >= 0):
+        if not is_real(std) or not (math.isfinite(std) and std >= 0):
             raise ValueError(f"expected std >= 0 on the [0, 1] scale, but got {std!r}")
-        self.model, self.std = model, std
+        self.model = model
+        self.std = float(std)
         self.training = model.training
         self.output: str = getattr(model, "output", "logits")
 

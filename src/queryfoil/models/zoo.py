@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from queryfoil.checks import lookup
 from queryfoil.models.resnet import ResNet
-from queryfoil.names import lookup
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
 

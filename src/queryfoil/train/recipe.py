@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from queryfoil.names import lookup
+from queryfoil.checks import lookup
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "recipes"
 

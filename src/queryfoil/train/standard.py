@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from queryfoil import data, files, metrics
+from queryfoil.checks import lookup
 from queryfoil.models.resnet import initialize
 from queryfoil.models.zoo import MODELS, on_device
-from queryfoil.names import lookup
 from queryfoil.oracle import answers
 from queryfoil.train.recipe import Recipe
 

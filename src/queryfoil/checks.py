@@ -1,6 +1,7 @@
-"""Looking a name up in a registry, with an error that helps."""
+"""Checks of input that several places share."""
 
 import difflib
+import numbers
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -19,3 +20,12 @@ def lookup(registry: Mapping[str, Value], name: str, kind: str) -> Value:
     near = difflib.get_close_matches(str(name), registry, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(sorted(registry))}{hint}")
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a real number, Python's or NumPy's; a bool is none.
+
+    >>> is_real(0.5), is_real(True), is_real("0.5")
+    (True, False, False)
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
