@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from queryfoil.attacks import build
+from queryfoil.defenses import tau_of
 from queryfoil.oracle import Model
-from queryfoil.run import Result, run
+from queryfoil.run import Result, check, run
 from queryfoil.task import Task
 
 
@@ -21,7 +22,7 @@ def attack(
     budget: int = 2500,
     seed: int = 0,
     targets: Tensor | None = None,
-    loss: str = "margin",
+    loss: str | None = None,
     accept: str = "greedy",
     **hyper: Any,
 ) -> Result:
@@ -29,8 +30,9 @@ def attack(
 
     The model maps images to scores (N, K): a module in evaluation mode or any other callable, on the
     device of x. `eps` is the radius of the ball on the [0, 1] scale, `budget` the most queries for each
-    image, the clean one included. `loss` is what the attacker minimizes: "margin", "probability_margin"
-    or "cross_entropy". `targets` (N,) make the attack targeted. `hyper` are the attack's own parameters
+    image, the clean one included. `loss` is what the attacker minimizes: "margin", "probability_margin", "probability"
+    or "cross_entropy"; left out, what the attack's authors chose. `accept` is the acceptance rule of a random
+    search. `targets` (N,) make the attack targeted. `hyper` are the attack's own parameters
     (see `ATTACKS`). Bad input raises ValueError before the model is asked, but for labels that exceed its
     number of classes, which its first answer tells.
 
@@ -41,6 +43,7 @@ def attack(
     >>> bool(result.accuracy(100) < result.accuracy(1))
     True
     """
-    chosen = build(attack, accept, **hyper)
-    task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss, seed=seed)
+    chosen = build(attack, accept, tau=tau_of(model), **hyper)
+    check(chosen, norm, targets is not None, loss)
+    task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss or chosen.loss or "margin", seed=seed)
     return run(chosen, model, task, budget)

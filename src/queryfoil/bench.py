@@ -3,7 +3,7 @@
 import errno
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from queryfoil import data, models, provenance, table
-from queryfoil.attacks import build
+from queryfoil.attacks import settings
 from queryfoil.data import Images
-from queryfoil.defenses import DEFENSES
+from queryfoil.defenses import DEFENSES, tau_of
 from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import fit
 from queryfoil.models import MODELS
@@ -73,7 +73,14 @@ class Prepared:
         if self.cell.targeted:
             targets = random_targets(part.labels, part.ids, self.classes, self.cell.seed)
         return Task.create(
-            part.images, part.labels, part.ids, targets, self.cell.norm, self.cell.eps, self.cell.loss, self.cell.seed
+            part.images,
+            part.labels,
+            part.ids,
+            targets,
+            self.cell.norm,
+            self.cell.eps,
+            self.cell.loss or "margin",
+            self.cell.seed,
         )
 
 
@@ -132,7 +139,7 @@ def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared
     images = images[: cell.n]
     network = models.load(cell.model, device)
     model, fitted = _defend(network, cell, calibration, device)
-    attack = build(cell.attack, cell.accept, **cell.hyper)
+    attack = cell.build(tau_of(model))
     modules = ["queryfoil.run", "queryfoil.table", type(attack).__module__, MODELS[cell.model].__module__]
     modules += [DEFENSES[d.name].__module__ for d in cell.defenses]
     key = digest(
@@ -198,7 +205,7 @@ def _describe(p: Prepared) -> dict[str, Any]:
         "clean": p.clean,
         "settings": p.cell.settings(),
         "fitted": p.fitted,
-        "hyper": asdict(p.attack),
+        "hyper": settings(p.attack),
         "deterministic": bool(getattr(p.model, "deterministic", True)),
         "versions": provenance.versions(),
     }
@@ -211,6 +218,7 @@ def _chunk_name(rows: slice) -> str:
 def _missing(p: Prepared, s: CellStore, chunk: int) -> Iterator[slice]:
     """The chunks that are not on disk; a damaged one is among them."""
     ids = p.images.ids.cpu().numpy()
+    chunk = chunk if p.attack.rowwise else p.cell.n  # what learns from all images at once runs on all at once
     for start in range(0, p.cell.n, chunk):
         rows = slice(start, min(start + chunk, p.cell.n))
         found = s.read(_chunk_name(rows), table.ATTACKED)

@@ -31,6 +31,18 @@ def probability_margin(scores: Tensor, labels: Tensor, targets: Tensor | None = 
     return margin(scores.softmax(1), labels, targets)
 
 
+def probability(scores: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Probability of the label; targeted: minus that of the target (SimBA's loss).
+
+    >>> probability(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([0.5000])
+    """
+    probs = scores.softmax(1)
+    if targets is None:
+        return probs.gather(1, labels[:, None]).squeeze(1)
+    return -probs.gather(1, targets[:, None]).squeeze(1)
+
+
 def cross_entropy(scores: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """Log-probability of the label; targeted: minus that of the target. Both fall as the attack succeeds.
 
@@ -48,5 +60,6 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 LOSSES: dict[str, Loss] = {
     "margin": margin,
     "probability_margin": probability_margin,
+    "probability": probability,
     "cross_entropy": cross_entropy,
 }

@@ -134,12 +134,16 @@ class Oracle:
         """Queries spent or never needed, of images x budget: for a progress display."""
         return int(torch.where(self.fooled_at < NEVER, self.budget, self.queries).sum())
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Query images (N, C, H, W), one for each row of the current task; scores (N, K)."""
+    def __call__(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """Query images (N, C, H, W), one for each row of the current task; scores (N, K).
+
+        `where` (N,) bool leaves out rows, which cost nothing and keep their last scores.
+        """
         if x.shape != self.task.images.shape:
             raise ValueError(f"expected images {tuple(self.task.images.shape)}, but got {tuple(x.shape)}")
-        every = bool(self.live.all())
-        asked = torch.arange(len(x), device=x.device) if every else self.live.nonzero().squeeze(1)
+        wanted = self.live if where is None else self.live & where
+        every = bool(wanted.all())
+        asked = torch.arange(len(x), device=x.device) if every else wanted.nonzero().squeeze(1)
         if not len(asked):
             return self.scores
         task = self.task if every else self.task.rows(asked)
@@ -183,3 +187,25 @@ class Oracle:
         if bool(reached.any()):
             self.fooled_at[first[reached]] = number[reached]
             self.adversarial[first[reached]] = sent[reached]
+
+
+class LabelOracle:
+    """The same door for attacks that see labels alone: there is no way to the scores through it."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        def ask(x: Tensor, where: Tensor | None = None) -> Tensor:
+            return oracle(x, where).argmax(1)
+
+        def live() -> Tensor:
+            return oracle.live
+
+        self._ask, self._live = ask, live
+
+    @property
+    def live(self) -> Tensor:
+        """Rows that can still be asked (N,)."""
+        return self._live()
+
+    def __call__(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """Query images as with `Oracle`; the label shown for each (N,), which for rows not asked is the last one."""
+        return self._ask(x, where)

@@ -17,6 +17,7 @@ from queryfoil.data import DATASETS
 from queryfoil.defenses import DEFENSES
 from queryfoil.losses import LOSSES
 from queryfoil.models import MODELS
+from queryfoil.run import Attack, check
 from queryfoil.task import NORMS
 
 SHIPPED = Path(__file__).parent / "shipped" / "plans"
@@ -69,7 +70,7 @@ class Cell(BaseModel):
     attack: str
     hyper: dict[str, float | int | str | bool] = {}
     accept: str = "greedy"
-    loss: str = "margin"
+    loss: str | None = None  # the attack's own; stays None for one that sees labels alone
     norm: str = "linf"
     eps: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False, strict=True)]
     targeted: bool = False
@@ -84,14 +85,25 @@ class Cell(BaseModel):
             (MODELS, self.model, "model"),
             (ATTACKS, self.attack, "attack"),
             (ACCEPTANCE, self.accept, "acceptance rule"),
-            (LOSSES, self.loss, "loss"),
             (NORMS, self.norm, "norm"),
         ):
             lookup(registry, name, kind)
-        kind = build(self.attack, self.accept, **self.hyper)
-        if self.norm not in kind.norms:
-            raise ValueError(f"{self.attack} supports norm {' or '.join(kind.norms)}, but got {self.norm!r}")
+        if self.loss is not None:
+            lookup(LOSSES, self.loss, "loss")
+        check(self.build(), self.norm, self.targeted, self.loss)
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_loss(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("loss") is None and given.get("attack") in ATTACKS:
+            return {**given, "loss": ATTACKS[given["attack"]].loss}
+        return given
+
+    def build(self, tau: float | None = None) -> Attack[Any]:
+        """The attack, on a defense with this tau."""
+        hyper: dict[str, Any] = dict(self.hyper)
+        return build(self.attack, self.accept, tau=tau, **hyper)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""

@@ -3,31 +3,45 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from queryfoil import metrics
-from queryfoil.oracle import Model, Observer, Oracle, answers
+from queryfoil.oracle import LabelOracle, Model, Observer, Oracle, answers
 from queryfoil.task import Task
 
 State = TypeVar("State", bound=NamedTuple)
 
 
 class Attack(Protocol[State]):
-    """Hyper-parameters of an attack, with its two moves.
+    """What an attack is: a frozen dataclass of hyper-parameters that inherits this, with two moves.
 
-    `State` is a NamedTuple of tensors whose rows are images. `query` is the oracle; `query.scores`
-    are the latest answers, after `Task` has been asked about its clean images.
+    `State` is a NamedTuple, of tensors whose rows are images if the attack is `rowwise`. `query` is an
+    `Oracle`, after it has been asked about the clean images (`query.scores` are its latest answers); an attack with
+    loss None sees labels alone and gets a `LabelOracle`.
     """
 
-    norms: tuple[str, ...]
-    rowwise: bool
+    norms: ClassVar[tuple[str, ...]]
+    loss: ClassVar[str | None]  # of `losses.LOSSES`, unless the task says another; None: it sees labels alone
+    rowwise: ClassVar[bool] = True  # does no image's result depend on the others?
+    targetable: ClassVar[bool] = True
 
-    def init(self, task: Task, query: Oracle) -> State: ...
+    def init(self, task: Task, query: Any) -> State: ...
 
-    def step(self, task: Task, query: Oracle, state: State, t: int) -> State: ...
+    def step(self, task: Task, query: Any, state: State, t: int) -> State: ...
+
+
+def check(attack: Attack[Any], norm: str, targeted: bool, loss: str | None = None) -> None:
+    """ValueError for a norm, goal or loss that the attack does not support."""
+    name = type(attack).__name__
+    if norm not in attack.norms:
+        raise ValueError(f"{name} supports norm {' or '.join(attack.norms)}, but got {norm!r}")
+    if targeted and not attack.targetable:
+        raise ValueError(f"{name} is untargeted, but got targets; leave them out")
+    if loss is not None and attack.loss is None:
+        raise ValueError(f"{name} sees labels alone, so loss={loss!r} would have no effect; leave it out")
 
 
 @dataclass(frozen=True)
@@ -79,10 +93,10 @@ def run(
     and with those spent or never needed, of images times budget. `observe` sees every query (see
     `oracle.Observer`). Rows that are finished are dropped once they are half of all, which changes no result.
     """
-    if task.norm not in attack.norms:
-        raise ValueError(f"{type(attack).__name__} supports norm {' or '.join(attack.norms)}, but got {task.norm!r}")
+    check(attack, task.norm, task.targets is not None)
     start = time.perf_counter()
     oracle = Oracle(model, task, budget, micro_batch, observe)
+    door = LabelOracle(oracle) if attack.loss is None else oracle
     clean_scores = oracle(task.images).clone()
     state: State | None = None
     t = 0
@@ -92,10 +106,10 @@ def run(
             task = oracle.keep(kept)
             state = None if state is None else type(state)(*(field[kept] for field in state))
         if state is None:
-            state = attack.init(task, oracle)
+            state = attack.init(task, door)
         else:
             spent = oracle.spent
-            state = attack.step(task, oracle, state, t)
+            state = attack.step(task, door, state, t)
             t += 1
             assert oracle.spent > spent, f"{type(attack).__name__} made no query in a step"
         if progress is not None:

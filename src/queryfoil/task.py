@@ -95,6 +95,10 @@ class Task:
         """The logit margin that decides success: <= 0 where the goal is reached (N,)."""
         return losses.margin(scores, self.labels, self.targets)
 
+    def reached(self, labels: Tensor) -> Tensor:
+        """Whether labels shown (N,) are what the attacker wants (N,)."""
+        return labels != self.labels if self.targets is None else labels == self.targets
+
     def objective(self, scores: Tensor) -> Tensor:
         """What the attack minimizes, by the task's loss (N,)."""
         return losses.LOSSES[self.loss](scores, self.labels, self.targets)
@@ -105,15 +109,26 @@ class Task:
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
-            length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-            delta = delta * (self.eps / length).clamp_max(1)[:, None, None, None]
+            delta = delta * (self.eps / length(delta).clamp_min(1e-12)).clamp_max(1)[:, None, None, None]
         return (self.images + delta).clamp(0, 1)
 
     def contains(self, x: Tensor) -> Tensor:
         """Whether each proposed image lies in the ball (N,), up to rounding; [0, 1] is not asked for."""
-        delta = (x - self.images).flatten(1)
-        size = delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+        delta = x - self.images
+        size = delta.abs().flatten(1).amax(1) if self.norm == "linf" else length(delta)
         return size <= self.eps + SLACK
+
+
+def length(delta: Tensor) -> Tensor:
+    """Euclidean length of each row of (N, ...), (N,).
+
+    Summed in float64, as the order of the sum depends on the batch, which float32 would show in the last bit.
+
+    >>> length(torch.tensor([[3.0, 4.0]]))
+    tensor([5.])
+    """
+    norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
+    return norm.to(delta)
 
 
 def random_targets(labels: Tensor, ids: Tensor, classes: int, seed: int) -> Tensor:

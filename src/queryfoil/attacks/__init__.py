@@ -1,28 +1,66 @@
-"""Score-based query attacks, one a file; `ATTACKS` names them."""
+"""Query attacks, one a file; `ATTACKS` names them."""
 
-from dataclasses import fields
+import tomllib
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
+from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
 from queryfoil.attacks.square import Square
 from queryfoil.checks import lookup
+from queryfoil.run import Attack
 
-ATTACKS: dict[str, Any] = {
+ATTACKS: dict[str, type[Attack[Any]]] = {
     "square": Square,
 }
 
+PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
+    (Path(__file__).parent.parent / "shipped" / "presets.toml").read_text(encoding="utf-8")
+)
+"""Name to hyper-parameters of each attack: the paper's, table 11, for the norm L-inf."""
 
-def build(name: str, accept: str = "greedy", **hyper: Any) -> Any:
+
+def build(
+    name: str, accept: str = "greedy", *, tau: float | None = None, preset: str | None = None, **hyper: Any
+) -> Attack[Any]:
     """An attack by its name, with its hyper-parameters; ValueError for what it does not take.
 
-    `accept` goes to attacks that have an acceptance rule; for others only the default is allowed.
+    `accept` names an acceptance rule, whose own parameters are among `hyper`; only attacks that have one take it.
+    `tau` is the defense's, where it is known: half of it is the threshold of `op` and `bi`. `preset`
+    ("cifar10" or "imagenet") sets the paper's hyper-parameters, which `hyper` overrides.
+
+    >>> build("square", "bi", tau=4.0, p_init=0.1)
+    Square(p_init=0.1, horizon=10000, accept=Bidirectional(threshold=2.0))
     """
-    kind = lookup(ATTACKS, name, "attack")
-    known = dict.fromkeys(field.name for field in fields(kind))
+    kind: Any = lookup(ATTACKS, name, "attack")
+    known = [field.name for field in fields(kind)]
+    if preset is not None:
+        hyper = {**lookup(PRESETS, preset, "preset").get(name, {}), **hyper}
+    rule: Any = lookup(ACCEPTANCE, accept, "acceptance rule")
+    extra: dict[str, Any] = {}
     if "accept" in known:
-        hyper = {**hyper, "accept": accept}
+        known.remove("accept")
+        parameters = [field.name for field in fields(rule)]
+        chosen = {key: hyper.pop(key) for key in parameters if key in hyper}
+        if tau is not None and "threshold" in parameters:
+            chosen.setdefault("threshold", tau / 2)
+        extra = {"accept": rule(**chosen)}
+        known += parameters
     elif accept != "greedy":
         raise ValueError(f"{name} has no acceptance rule, so accept={accept!r} would have no effect; leave it out")
     for given in hyper:
         if given not in known:
             raise ValueError(f"{name} does not take these hyper-parameters: {given}; it takes {', '.join(known)}")
-    return kind(**hyper)
+    attack: Attack[Any] = kind(**hyper, **extra)
+    return attack
+
+
+def settings(attack: Attack[Any]) -> dict[str, Any]:
+    """All hyper-parameters of an attack by name, those of its acceptance rule among them.
+
+    >>> settings(build("square"))
+    {'p_init': 0.05, 'horizon': 10000, 'accept': 'greedy'}
+    """
+    values = asdict(attack)  # type: ignore[call-overload]
+    rule: Rule | None = getattr(attack, "accept", None)
+    return values if rule is None else {**values, "accept": rule.name, **values["accept"]}

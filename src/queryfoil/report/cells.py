@@ -100,7 +100,8 @@ def setting(row: Row) -> str:
     norm = {"linf": "L-inf", "l2": "L2"}[row["norm"]]
     eps = f"{row['eps'] * 255:g}/255" if row["norm"] == "linf" else f"{row['eps']:g}"
     hyper = ", ".join(f"{k} {v}" for k, v in row["hyper"].items())
+    seen = "sees labels alone" if row["loss"] is None else f"loss {row['loss']}"
     return (
-        f"{row['attack']} ({hyper}), loss {row['loss']}, {goal}, {norm} eps {eps}, budget {row['budget']} queries, "
+        f"{row['attack']} ({hyper}), {seen}, {goal}, {norm} eps {eps}, budget {row['budget']} queries, "
         f"{row['model']} on {row['dataset']}, seed {row['seed']}, n = {row['n']}"
     )
