@@ -1,9 +1,13 @@
 """Small models and images that the tests share. All their arithmetic is exact in float32, in any order."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from queryfoil.oracle import LabelOracle, Oracle
+from queryfoil.task import Task
 
 
 def images(n: int, shape: tuple[int, int, int] = (1, 8, 8), low: int = 0, high: int = 255, seed: int = 0) -> Tensor:
@@ -72,3 +76,35 @@ def labels_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's own answers, so that every image is right at the start."""
     with torch.no_grad():
         return model(x).argmax(1)
+
+
+class Plateau(nn.Module):
+    """Sure of class 0, whatever it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+
+
+class Played:
+    """An attack move by move: what it sent, and held after, each query from the second on.
+
+    `states` begins with that of `init`, `sent` with its query, if it made one.
+    """
+
+    def __init__(self, attack: Any, model: nn.Module, task: Task, steps: int, budget: int = 10**6) -> None:
+        self.task, self.sent, self.asked, self.states = task, [], [], []
+        self.oracle = Oracle(model, task, budget, observe=self._observe)
+        self.oracle(task.images)
+        self.sent, self.asked = [], []
+        door = LabelOracle(self.oracle) if attack.loss is None else self.oracle
+        self.states.append(attack.init(task, door))
+        for t in range(steps):
+            self.states.append(attack.step(task, door, self.states[-1], t))
+
+    def _observe(self, ids: Tensor, queries: Tensor, sent: Tensor, scores: Tensor) -> None:
+        self.sent.append(sent)
+        self.asked.append(ids)

@@ -58,7 +58,7 @@ def test_the_attack_of_the_guide_lowers_the_accuracy(tmp_path: Path, monkeypatch
     )
     assert bench.bench(plan.read(tmp_path / "own.toml"), tmp_path / "out").left == 0
     with pytest.raises(ValueError, match="no acceptance rule"):
-        qf.attack(model, images.images, images.labels, "pixel_flips", accept="up")
+        qf.attack(model, images.images, images.labels, "pixel_flips", accept="op")
 
 
 def test_the_defense_of_the_guide_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,16 @@ def plain_cross_entropy(row, label, target):
     return math.log(p[label]) if target is None else -math.log(p[target])
 
 
+def plain_probability(row, label, target):
+    p = softmax(row)
+    return p[label] if target is None else -p[target]
+
+
 PLAIN = {
     "margin": plain_margin,
     "probability_margin": plain_probability_margin,
     "cross_entropy": plain_cross_entropy,
+    "probability": plain_probability,
 }
 
 

@@ -7,7 +7,7 @@ from torch import nn
 import queryfoil as qf
 from helpers import Declared, Linear, Watch, images, labels_of, levels
 from queryfoil.metrics import NEVER
-from queryfoil.oracle import Oracle, answers, quantize
+from queryfoil.oracle import LabelOracle, Oracle, answers, quantize
 from queryfoil.task import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:the images are no multiples")
@@ -96,6 +96,39 @@ def test_a_finished_row_costs_nothing_and_keeps_its_last_scores():
     assert ask.fooled_at.tolist() == [2, NEVER, NEVER]
     assert ask.spent == 8
     assert ask.settled == 5 + 3 + 3
+
+
+def test_rows_that_are_left_out_cost_nothing_and_keep_their_scores():
+    model = flat()
+    ask = oracle(model, [0.6, 0.4], [0.8, 0.2], [0.7, 0.2], budget=3)
+    clean = ask(ask.task.images).clone()
+    moved = pixels([0.6, 0.2], [0.8, 0.0], [0.8, 0.2])
+    some = ask(moved, torch.tensor([True, False, True]))
+    assert torch.equal(some[1], clean[1])
+    assert torch.equal(model.batches[1], quantize(moved[[0, 2]]))
+    assert ask.queries.tolist() == [2, 1, 2]
+    ask(moved, torch.tensor([False, False, True]))
+    assert ask.queries.tolist() == [2, 1, 3]
+    ask(moved, torch.tensor([False, False, True]))  # its budget is spent
+    ask(moved, torch.tensor([False, False, False]))
+    assert len(model.batches) == 3
+    assert ask.queries.tolist() == [2, 1, 3]
+
+
+def test_labels_are_all_that_the_door_for_labels_shows():
+    model = flat()
+    ask = oracle(model, [0.6, 0.4], [0.8, 0.2])
+    ask(ask.task.images)
+    door = LabelOracle(ask)
+    shown = door(pixels([0.4, 0.6], [0.6, 0.2]))
+    assert shown.dtype == torch.int64
+    assert shown.tolist() == [1, 0]
+    assert door.live.tolist() == [False, True]
+    assert door(pixels([0, 0], [0.2, 0.9]), torch.tensor([True, False])).tolist() == [1, 0]
+    assert ask.queries.tolist() == [2, 2]
+    assert not [name for name in dir(door) if not name.startswith("_") and name != "live"]
+    for value in vars(door).values():
+        assert not isinstance(value, Oracle | torch.Tensor)
 
 
 def test_other_shapes_than_the_tasks_raise():

@@ -196,3 +196,30 @@ def test_an_attack_on_a_noisy_model_leaves_the_global_random_states_alone():
     x, model = images(4), Linear()
     result = qf.attack(qf.InputNoise(model), x, labels_of(model, x), budget=5)
     assert int(result.queries.max()) > 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 97, 3072])
+def test_an_order_holds_every_number_once(size):
+    for step in (0, 7):
+        order = rng.permuted(5, torch.full((size,), 3), step, 2, torch.arange(size), size)
+        assert torch.equal(order.sort().values, torch.arange(size))
+
+
+def test_a_place_of_an_order_does_not_depend_on_the_batch():
+    places, steps = torch.tensor([0, 3, 9, 9, 1]), torch.tensor([0, 0, 1, 2, 5])
+    whole = rng.permuted(5, IDS, steps, 2, places, 10)
+    for i in range(len(IDS)):
+        assert int(rng.permuted(5, IDS[i : i + 1], int(steps[i]), 2, places[i : i + 1], 10)) == int(whole[i])
+
+
+def test_orders_are_even_and_differ_by_seed_id_step_and_draw():
+    ids, place = torch.arange(20_000), torch.zeros(20_000, dtype=torch.int64)
+    first, second = (rng.permuted(5, ids, 0, 2, place + i, 7) for i in (0, 1))
+    assert_even(first.bincount(minlength=7))
+    pairs = (7 * first + second).bincount(minlength=49).view(7, 7)
+    assert int(pairs.diagonal().sum()) == 0
+    assert_even(pairs[~torch.eye(7, dtype=torch.bool)])
+    for other in ((6, 0, 2), (5, 1, 2), (5, 0, 3)):
+        seed, step, draw = other
+        again = rng.permuted(seed, ids, step, draw, place, 7)
+        assert abs(float((again == first).double().mean()) - 1 / 7) < 0.02

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
-from helpers import Linear, images, levels
-from queryfoil.attacks.square import Square
-from queryfoil.oracle import Oracle, quantize
-from queryfoil.task import Task
+from helpers import Linear, Plateau, Played, images, levels
+from queryfoil.attacks.square import Square, bump
+from queryfoil.oracle import quantize
+from queryfoil.task import Task, length
 
 LEVEL = 8
 ATTACK = Square(p_init=0.2)
@@ -41,26 +40,13 @@ def test_a_shorter_horizon_runs_through_the_schedule_faster():
     assert [short.side(t, 32, 32) for t in range(500)] == [full.side(10 * t, 32, 32) for t in range(500)]
 
 
-class Played:
-    """Square on a model that is never fooled: what it sent, and held after, each query from the second on."""
-
-    def __init__(self, model, x, steps, attack=ATTACK):
-        self.task = Task.create(x, torch.zeros(len(x), dtype=torch.int64), eps=LEVEL / 255, seed=3)
-        self.sent, self.states = [], []
-        oracle = Oracle(model, self.task, 10**6, observe=lambda ids, queries, sent, scores: self.sent.append(sent))
-        oracle(x)
-        self.states.append(attack.init(self.task, oracle))
-        for t in range(steps):
-            self.states.append(attack.step(self.task, oracle, self.states[-1], t))
-        assert [len(sent) for sent in self.sent] == [len(x)] * (2 + steps)
-        del self.sent[0]
+def play(model, x, steps, attack=ATTACK, **task):
+    """Square on a model that is never fooled."""
+    return Played(attack, model, square_task(x, **task), steps)
 
 
-class Plateau(nn.Module):
-    """Sure of class 0, whatever it sees."""
-
-    def forward(self, x):
-        return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+def square_task(x, **other):
+    return Task.create(x, torch.zeros(len(x), dtype=torch.int64), **{"eps": LEVEL / 255, "seed": 3, **other})
 
 
 def black_grey_and_white():
@@ -73,7 +59,7 @@ def black_grey_and_white():
 
 def test_query_2_is_plus_or_minus_eps_constant_down_each_column():
     x = images(40, COLOUR, low=LEVEL, high=255 - LEVEL)
-    (stripes,) = Played(Plateau().eval(), x, steps=0).sent
+    (stripes,) = play(Plateau(), x, steps=0).sent
     change = levels(stripes) - levels(x)
     assert change.unique().tolist() == [-LEVEL, LEVEL]
     assert torch.equal(change, change[:, :, :1].expand_as(change))
@@ -86,7 +72,7 @@ def test_query_2_is_plus_or_minus_eps_constant_down_each_column():
 
 def test_a_proposal_changes_one_window_of_the_side_and_always_something():
     x = black_grey_and_white()
-    played = Played(Linear(COLOUR, lead=100), x, steps=60)
+    played = play(Linear(COLOUR, lead=100), x, steps=60)
     last_row = last_column = False
     for t, sent in enumerate(played.sent[1:]):
         side = ATTACK.side(t, 10, 12)
@@ -104,7 +90,7 @@ def test_a_proposal_changes_one_window_of_the_side_and_always_something():
 
 def test_a_single_value_changes_even_where_it_would_be_clipped():
     x = torch.tensor([0.0, 1.0]).repeat(6)[:, None, None, None].expand(12, 1, 8, 8).contiguous()
-    played = Played(Linear(lead=100), x, steps=20, attack=Square(p_init=1e-6))
+    played = play(Linear(lead=100), x, steps=20, attack=Square(p_init=1e-6))
     for t, sent in enumerate(played.sent[1:]):
         change = levels(sent) != levels(quantize(played.states[t].best))
         assert change.flatten(1).sum(1).tolist() == [1] * 12
@@ -112,7 +98,7 @@ def test_a_single_value_changes_even_where_it_would_be_clipped():
 
 def test_a_window_has_one_sign_in_each_channel():
     x = images(6, COLOUR, low=LEVEL, high=255 - LEVEL)
-    played = Played(Linear(COLOUR, lead=100), x, steps=30)
+    played = play(Linear(COLOUR, lead=100), x, steps=30)
     for t, sent in enumerate(played.sent[1:]):
         move = levels(sent) - levels(quantize(played.states[t].best))
         for channel in move.flatten(0, 1):
@@ -122,13 +108,13 @@ def test_a_window_has_one_sign_in_each_channel():
 def test_all_values_are_the_clean_ones_plus_or_minus_eps_clipped():
     x = black_grey_and_white()
     up, down = (levels(x) + LEVEL).clamp(max=255), (levels(x) - LEVEL).clamp(min=0)
-    for sent in Played(Linear(COLOUR, lead=100), x, steps=40).sent:
+    for sent in play(Linear(COLOUR, lead=100), x, steps=40).sent:
         assert bool(((levels(sent) == up) | (levels(sent) == down)).all())
 
 
 def test_the_stripes_are_accepted_even_where_they_are_worse():
     x, model = images(30), Linear(lead=100)
-    played = Played(model, x, steps=0)
+    played = play(model, x, steps=0)
     (state,), (stripes,) = played.states, played.sent
     assert 0 < int((state.loss > played.task.objective(model(x))).sum()) < 30
     assert torch.equal(quantize(state.best), stripes)
@@ -137,7 +123,7 @@ def test_the_stripes_are_accepted_even_where_they_are_worse():
 
 def test_later_a_proposal_is_accepted_exactly_where_the_loss_falls():
     x, model = images(30), Linear(lead=100)
-    played = Played(model, x, steps=30)
+    played = play(model, x, steps=30)
     accepted = 0
     for before, after, sent in zip(played.states, played.states[1:], played.sent[1:], strict=False):
         loss = played.task.objective(model(sent))
@@ -150,12 +136,12 @@ def test_later_a_proposal_is_accepted_exactly_where_the_loss_falls():
 
 def test_an_equal_loss_is_not_accepted():
     x = images(4)
-    played = Played(Plateau().eval(), x, steps=20)
+    played = play(Plateau(), x, steps=20)
     assert torch.equal(played.states[-1].best, played.states[0].best)
 
 
 def test_each_image_has_windows_of_its_own():
-    played = Played(Plateau().eval(), images(20), steps=5)
+    played = play(Plateau(), images(20), steps=5)
     for t, sent in enumerate(played.sent[1:]):
         changed = (levels(sent) != levels(played.sent[0])).any(0)
         assert int(changed.sum()) > ATTACK.side(t, 8, 8) ** 2  # more than one window holds
@@ -176,6 +162,87 @@ def test_a_horizon_below_one_or_not_finite_raises(horizon):
         Square(horizon=horizon)
 
 
-def test_an_unknown_acceptance_rule_raises_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown acceptance rule 'gredy': expected one of .*did you mean 'greedy'"):
-        Square(accept="gredy")
+# L2
+
+
+L2_SIDES = {
+    (32, 0.05): (7, 5, 5, 3, 3, 3, 3),
+    (32, 0.1): (11, 7, 5, 5, 3, 3, 3),
+    (224, 0.1): (71, 51, 35, 25, 19, 13, 9),
+}
+
+
+@pytest.mark.parametrize(("size", "p_init"), L2_SIDES)
+def test_windows_of_l2_have_an_odd_side_of_at_least_3(size, p_init):
+    attack = Square(p_init=p_init)
+    assert [attack.odd_side(end, size, size) for end in ENDS] == list(L2_SIDES[size, p_init])
+    assert [Square(p_init=1.0).odd_side(0, size, 40) for size in (2, 3, 4, 7, 8)] == [1, 3, 3, 7, 7]
+
+
+def test_a_bump_is_two_opposite_halves_that_fall_off_from_their_centres():
+    third, half = 1 + 1 / 4, 1 / 4  # heights at the centre and beside it, of a half with 1 and 2 rows
+    upper = torch.tensor([[half, third, half]])
+    lower = torch.tensor([[half, half, half], [half, third, half]])[:, [0, 1, 2]]
+    expected = torch.cat([upper / upper.norm(), -lower / lower.norm()])
+    torch.testing.assert_close(bump(3), expected / 2**0.5)
+    for side in (1, 2, 5, 9, 35):
+        assert float(bump(side).norm()) == pytest.approx(1, abs=1e-6)
+    assert float(bump(9).sum(1)[:4].min()) > 0 > float(bump(9).sum(1)[4:].max())
+
+
+def test_the_start_in_l2_is_a_grid_of_five_by_five_bumps_on_the_sphere():
+    x = images(20, (2, 10, 10), low=100, high=150)
+    played = play(Plateau(), x, steps=0, norm="l2", eps=1.0)
+    delta = played.states[0].best - x
+    torch.testing.assert_close(length(delta), torch.ones(20))
+    tiles = delta.view(20, 2, 5, 2, 5, 2).transpose(3, 4).reshape(20, 2, 25, 2, 2)
+    upright, turned = bump(2), bump(2).T
+    scale = float(tiles.abs().max() / upright.abs().max())
+    kinds = torch.stack([upright, -upright, turned, -turned]) * scale
+    nearest = (tiles[..., None, :, :] - kinds).abs().flatten(-2).amax(-1)
+    assert float(nearest.amin(-1).max()) < 1e-4  # each tile is one of the four
+    assert bool((nearest.argmin(-1).flatten().bincount(minlength=4) > 150).all())  # of 1,000
+    turned_tile = nearest.argmin(-1) >= 2
+    assert torch.equal(turned_tile[:, 0], turned_tile[:, 1])  # channels share the turn, not the sign
+
+
+def test_an_image_that_is_not_square_has_more_bumps_along_its_longer_side():
+    x = images(3, (1, 10, 23), low=100, high=150)
+    delta = play(Plateau(), x, steps=0, norm="l2", eps=1.0).states[0].best - x
+    columns = (delta != 0).any(2).any(1).any(0)
+    assert int(columns.sum()) == 22
+    assert not bool(columns[22])
+
+
+def test_a_proposal_of_l2_stays_on_the_sphere_and_changes_two_windows():
+    x = images(12, (2, 15, 15), low=100, high=150)
+    attack = Square(p_init=0.1)
+    played = play(Linear((2, 15, 15), lead=100), x, steps=40, attack=attack, norm="l2", eps=0.3)
+    for t, state in enumerate(played.states[:-1]):
+        side = attack.odd_side(t, 15, 15)
+        proposal = attack._moved(played.task, state.best, t)
+        torch.testing.assert_close(length(proposal - x), torch.full((12,), 0.3), atol=1e-5, rtol=0)
+        change = ((proposal - state.best).abs() > 1e-6).any(1)
+        # everything outside is only scaled by the last normalization, which is 1 up to rounding
+        assert bool((change.flatten(1).sum(1) <= 2 * side**2).all())
+        assert float(change.flatten(1).sum(1).float().mean()) > side**2  # rarely, both windows are empty
+
+
+def test_the_length_of_both_windows_moves_to_the_new_one():
+    x = images(1, (1, 15, 15), low=100, high=150)
+    task = square_task(x, norm="l2", eps=0.3)
+    delta = torch.zeros_like(x)
+    delta[0, 0, :, :] = 0.3 / 15
+    proposal = ATTACK._moved(task, x + delta, 300) - x
+    side = ATTACK.odd_side(300, 15, 15)
+    emptied = (proposal.abs() < 1e-6).flatten(1).sum(1)
+    assert int(emptied) >= 1
+    kept = (proposal - delta).abs() < 1e-5
+    assert int(kept.sum()) >= 225 - 2 * side**2  # outside, nothing is scaled: the length was conserved
+
+
+def test_where_clipping_took_length_away_l2_uses_the_spare():
+    x = images(6, (1, 15, 15), low=100, high=150)
+    task = square_task(x, norm="l2", eps=0.3)
+    short = x + 0.5 * (play(Plateau(), x, steps=0, norm="l2", eps=0.3).states[0].best - x)
+    torch.testing.assert_close(length(ATTACK._moved(task, short, 0) - x), torch.full((6,), 0.3), atol=1e-5, rtol=0)

@@ -43,7 +43,7 @@ def attack(
     >>> bool(result.accuracy(100) < result.accuracy(1))
     True
     """
-    chosen = build(attack, accept, tau=tau_of(model), **hyper)
+    chosen = build(attack, accept, norm=norm, tau=tau_of(model), **hyper)
     check(chosen, norm, targets is not None, loss)
     task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss or chosen.loss or "margin", seed=seed)
     return run(chosen, model, task, budget)

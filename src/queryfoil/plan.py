@@ -103,7 +103,7 @@ class Cell(BaseModel):
     def build(self, tau: float | None = None) -> Attack[Any]:
         """The attack, on a defense with this tau."""
         hyper: dict[str, Any] = dict(self.hyper)
-        return build(self.attack, self.accept, tau=tau, **hyper)
+        return build(self.attack, self.accept, norm=self.norm, tau=tau, **hyper)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""

@@ -63,6 +63,32 @@ def normal(seed: int, ids: Tensor, step: int | Tensor, draw: int, size: int = 1)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :size]
 
 
+def permuted(seed: int, ids: Tensor, step: int | Tensor, draw: int, index: Tensor, size: int) -> Tensor:
+    """The number at place `index` (N,) of a random order of 0..size-1, which each (seed, id, step, draw) has.
+
+    A Feistel network on a rectangle that holds 0..size-1, walked until it comes back into these (Black and
+    Rogaway, 2002): no order is ever held in memory. (N,) int64.
+
+    >>> places = torch.arange(5)
+    >>> sorted(permuted(0, torch.full((5,), 7), 0, 0, places, size=5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    height = math.isqrt(size - 1) + 1
+    width = -(-size // height)
+    step = torch.as_tensor(step, device=ids.device).expand(len(ids))
+    chosen = index.clone()
+    todo = torch.arange(len(ids), device=ids.device)
+    while len(todo):
+        row, column = chosen[todo] // width, chosen[todo] % width
+        keys = bits(seed, ids[todo], step[todo], draw, 8)  # one for each half round
+        for left, right in zip(keys[:, ::2].T, keys[:, 1::2].T, strict=True):
+            row = (row + _mix(left ^ column).remainder(height)) % height
+            column = (column + _mix(right ^ row).remainder(width)) % width
+        chosen[todo] = row * width + column
+        todo = todo[chosen[todo] >= size]
+    return chosen
+
+
 _rows: ContextVar[tuple[int, Tensor, Tensor, Iterator[int]] | None] = ContextVar("rows", default=None)
 _fresh = torch.Generator()  # of noise in a service
 _fresh.seed()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from queryfoil import metrics
+from queryfoil.checks import lookup
 from queryfoil.oracle import LabelOracle, Model, Observer, Oracle, answers
-from queryfoil.task import Task
+from queryfoil.task import NORMS, Task
 
 State = TypeVar("State", bound=NamedTuple)
 
@@ -27,6 +28,7 @@ class Attack(Protocol[State]):
     loss: ClassVar[str | None]  # of `losses.LOSSES`, unless the task says another; None: it sees labels alone
     rowwise: ClassVar[bool] = True  # does no image's result depend on the others?
     targetable: ClassVar[bool] = True
+    l2: ClassVar[dict[str, Any]] = {}  # hyper-parameters whose default is another one for L2
 
     def init(self, task: Task, query: Any) -> State: ...
 
@@ -36,6 +38,7 @@ class Attack(Protocol[State]):
 def check(attack: Attack[Any], norm: str, targeted: bool, loss: str | None = None) -> None:
     """ValueError for a norm, goal or loss that the attack does not support."""
     name = type(attack).__name__
+    lookup(NORMS, norm, "norm")
     if norm not in attack.norms:
         raise ValueError(f"{name} supports norm {' or '.join(attack.norms)}, but got {norm!r}")
     if targeted and not attack.targetable:

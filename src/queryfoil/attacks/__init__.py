@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
+from queryfoil.attacks.bandits import Bandits
+from queryfoil.attacks.nes import NES
+from queryfoil.attacks.signhunter import SignHunter
+from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.square import Square
 from queryfoil.checks import lookup
 from queryfoil.run import Attack
 
 ATTACKS: dict[str, type[Attack[Any]]] = {
     "square": Square,
+    "signhunter": SignHunter,
+    "simba": SimBA,
+    "nes": NES,
+    "bandits": Bandits,
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
@@ -21,19 +29,28 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
 
 
 def build(
-    name: str, accept: str = "greedy", *, tau: float | None = None, preset: str | None = None, **hyper: Any
+    name: str,
+    accept: str = "greedy",
+    *,
+    norm: str = "linf",
+    tau: float | None = None,
+    preset: str | None = None,
+    **hyper: Any,
 ) -> Attack[Any]:
     """An attack by its name, with its hyper-parameters; ValueError for what it does not take.
 
-    `accept` names an acceptance rule, whose own parameters are among `hyper`; only attacks that have one take it.
-    `tau` is the defense's, where it is known: half of it is the threshold of `op` and `bi`. `preset`
-    ("cifar10" or "imagenet") sets the paper's hyper-parameters, which `hyper` overrides.
+    `accept` names an acceptance rule, whose own parameters are among `hyper`; only attacks that have one
+    take it. `norm` decides the defaults of some. `tau` is the defense's, where it is known: half of it is
+    the threshold of `op` and `bi`. `preset` ("cifar10" or "imagenet") sets the paper's hyper-parameters,
+    which `hyper` overrides.
 
     >>> build("square", "bi", tau=4.0, p_init=0.1)
     Square(p_init=0.1, horizon=10000, accept=Bidirectional(threshold=2.0))
     """
     kind: Any = lookup(ATTACKS, name, "attack")
     known = [field.name for field in fields(kind)]
+    if norm == "l2":
+        hyper = {**kind.l2, **hyper}
     if preset is not None:
         hyper = {**lookup(PRESETS, preset, "preset").get(name, {}), **hyper}
     rule: Any = lookup(ACCEPTANCE, accept, "acceptance rule")
