@@ -181,6 +181,7 @@ def test_an_onnx_file_answers_like_the_module(tmp_path: Path, batch: int | str) 
 
 def test_the_identity_of_an_onnx_file_covers_weights_beside_it(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "linear.onnx")
+    (tmp_path / "linear.onnx.folder").mkdir()
     before = victim(str(path)).identity
     (tmp_path / "linear.onnx.data").write_bytes(b"weights")
     assert victim(str(path)).identity != before

@@ -132,7 +132,8 @@ def _from_onnx(path: Path, device: str, output: str | None) -> Victim:
     except Exception as error:  # onnxruntime's own kinds have no base of their own
         reason = str(error).splitlines()[0]
         raise ValueError(f"expected an ONNX file that onnxruntime can load, but got {path}: {reason}") from None
-    parts = sorted(path.parent.glob(f"{path.name}*"))  # large weights lie beside, in NAME.onnx.data
+    # large weights lie beside, in NAME.onnx.data
+    parts = sorted(p for p in path.parent.iterdir() if p.name.startswith(path.name) and p.is_file())
     return Victim(_Session(session, path), output, {"ONNX file": provenance.content(*parts)})
 
 
