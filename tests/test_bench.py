@@ -188,7 +188,7 @@ def test_recorded_images_fool_the_defended_model_again(small: Path, finished: Pa
     assert fooled
     for row in fooled:
         image = np.frombuffer(row["adversarial"], np.uint8).reshape(1, 1, 28, 28).astype(np.float32) / 255
-        answer = prepared.model(prepared.images.images.new_tensor(image).repeat(2, 1, 1, 1))[0]
+        answer = prepared.model(prepared.task.images.new_tensor(image).repeat(2, 1, 1, 1))[0]
         assert int(answer.argmax()) != row["label"]
 
 
@@ -293,7 +293,7 @@ def test_a_damaged_plan_or_cell_file_says_what_to_do(small: Path, tmp_path: Path
     cell = next(tmp_path.glob("cells/*/cell.json"))
     for path in (cell, tmp_path / "plan.json"):
         path.write_text(content)
-        with pytest.raises(ValueError, match=rf"{path.name} is damaged .*; remove it and run the plan again"):
+        with pytest.raises(ValueError, match=rf"{path.name} is damaged .*; remove it and run again"):
             page.write(tmp_path)
         path.unlink()
         bench.bench(one, tmp_path)
@@ -325,8 +325,8 @@ def test_a_folder_with_other_test_images_is_refused(small: Path, tmp_path: Path)
 def test_targets_depend_on_nothing_but_seed_and_id(small: Path) -> None:
     cell = plan.read(small).cells[2]
     long, short = (bench.prepare(cell.model_copy(update={"n": n}), None, "cpu") for n in (24, 2))
-    targets = long.task(slice(0, 24)).targets
+    targets = long.task.targets
     assert targets is not None
-    assert (targets[:2] == short.task(slice(0, 2)).targets).all()
-    assert (targets != long.images.labels).all()
+    assert (targets[:2] == short.task.targets).all()
+    assert (targets != long.task.labels).all()
     assert int(targets.max()) <= 9

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from queryfoil import Fit, __version__, cli, data, models, oracle
+from queryfoil import Fit, __version__, cli, data, models, oracle, terminal
 
 PLAN = """
 name = "one"
@@ -41,7 +41,7 @@ def test_version() -> None:
     assert call("--version").output.strip() == __version__
 
 
-@pytest.mark.parametrize("command", [[], ["bench"], ["report"], ["train"], ["fit"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["bench"], ["attack"], ["report"], ["train"], ["fit"], ["list"]])
 def test_help_explains_itself(command: list[str]) -> None:
     result = call(*command, "--help")
     assert result.exit_code == 0
@@ -67,7 +67,7 @@ def test_bench_prints_the_table_and_where_the_report_is(one: Path, tmp_path: Pat
 
 def test_a_time_limit_has_its_own_exit_status(one: Path, tmp_path: Path) -> None:
     result = call("bench", one, "--out", tmp_path / "out", "--time-limit", 0)
-    assert result.exit_code == cli.STOPPED
+    assert result.exit_code == terminal.STOPPED
     assert "4 of 4 images are still to be attacked" in result.output
     assert "run the same command" in result.output
 

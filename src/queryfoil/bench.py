@@ -1,87 +1,42 @@
-"""Running a plan: cells in chunks that are written as they finish, so that a killed run continues."""
+"""Running a plan: cell by cell, each in chunks, so that a killed run continues."""
 
-import errno
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from queryfoil import data, models, provenance, table
 from queryfoil.attacks import settings
+from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
 from queryfoil.data import Images
 from queryfoil.defenses import DEFENSES, tau_of
 from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import fit
 from queryfoil.models import MODELS
-from queryfoil.oracle import answers
+from queryfoil.oracle import Model, answers
 from queryfoil.plan import Cell, Plan, digest
-from queryfoil.run import confirm, run
+from queryfoil.run import run
 from queryfoil.store import CellStore, Store
 from queryfoil.task import Task, random_targets
 
-CHUNK = 250
-
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands. `units` are queries that are spent or will never be needed, of `total`."""
-
-    label: str
-    units: int
-    total: int
-    queries: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: how many images are still to be attacked, and which files had to be computed again."""
-
-    left: int
-    total: int
-    damaged: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Job):
     """A cell with all that it needs in memory."""
 
     cell: Cell
-    key: str
     network: nn.Module  # undefended
-    model: nn.Module  # defended
-    attack: Any
-    images: Images  # to be attacked
     unseen: Images  # all that nothing was fitted on: accuracy and calibration are measured here
     fitted: tuple[dict[str, Any] | None, ...]  # for each defense, what `fit` found
-    classes: int
 
     @property
     def clean(self) -> str:
         """Name of the file with the scores of the unseen images: it tells which images they are."""
         return f"clean-{provenance.tensors(self.unseen.images, self.unseen.labels, self.unseen.ids)}"
-
-    def task(self, rows: slice) -> Task:
-        """The task on some of the images."""
-        part = self.images[rows]
-        targets = None
-        if self.cell.targeted:
-            targets = random_targets(part.labels, part.ids, self.classes, self.cell.seed)
-        return Task.create(
-            part.images,
-            part.labels,
-            part.ids,
-            targets,
-            self.cell.norm,
-            self.cell.eps,
-            self.cell.loss or "margin",
-            self.cell.seed,
-        )
 
 
 def bench(
@@ -100,33 +55,20 @@ def bench(
     of a chunk. Everything is checked and prepared before the first query. The chunk size does
     not change a result.
     """
-    if chunk < 1:
-        raise ValueError(f"expected a chunk of at least 1 image, but got {chunk}")
     folder = Store(out)
     folder.check(plan)
     prepared = [prepare(cell, data_folder, device) for cell in plan.cells]
-    folder.claim(plan, {p.cell.label: p.key for p in prepared})
-    started = time.perf_counter()
     stores = [folder.cell(p.key) for p in prepared]
-    todo = [list(_missing(p, s, chunk)) for p, s in zip(prepared, stores, strict=True)]
-    counter = _Counter(prepared, todo, report)
-    try:
-        for p, s, chunks in zip(prepared, stores, todo, strict=True):
+    chunks = Chunks(prepared, stores, chunk, time_limit, report)
+    folder.claim(plan, {p.label: p.key for p in prepared})
+    with space(out):
+        for number, (p, s) in enumerate(zip(prepared, stores, strict=True)):
             s.write_json(_describe(p))
-            for rows in chunks:
-                if time_limit is not None and time.perf_counter() - started > time_limit:
-                    return Outcome(counter.left, counter.images, _damaged(stores))
-                _attack(p, s, rows, counter)
+            if not chunks.attack(number, p):
+                break
             _measure(p, s)
             _trace(p, s)
-        return Outcome(0, counter.images, _damaged(stores))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno,
-                f"no space left for {out}; every finished chunk is kept, so make room and run the same command again",
-            ) from None
-        raise
+    return chunks.outcome
 
 
 def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared:
@@ -153,11 +95,13 @@ def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared
             "device": torch.device(device).type,
         }
     )
-    some = _to(images[:2], device)
-    classes = _clean_answers(network, some, cell.seed).shape[1]
-    prepared = Prepared(cell, key, network, model, attack, _to(images, device), _to(unseen, device), fitted, classes)
-    prepared.task(slice(0, cell.n))  # checks all that a task checks, before any query
-    return prepared
+    images, unseen = images.to(device), unseen.to(device)
+    targets = None
+    if cell.targeted:
+        classes = _clean_answers(network, images[:2], cell.seed).shape[1]
+        targets = random_targets(images.labels, images.ids, classes, cell.seed)
+    task = cell.task(images, targets)
+    return Prepared(cell.label, key, attack, model, task, cell.budget, cell, network, unseen, fitted)
 
 
 def _defend(
@@ -167,7 +111,7 @@ def _defend(
     fitted: list[dict[str, Any] | None] = []
     for defense in cell.defenses:
         if defense.fit:
-            scores = _clean_answers(model, _to(calibration, device), cell.seed)
+            scores = _clean_answers(model, calibration.to(device), cell.seed)
             found = fit(scores, calibration.labels.to(device), **defense.arguments)
             model = AAA.from_fit(model, found)
             fitted.append(vars(found))
@@ -177,12 +121,8 @@ def _defend(
     return model.eval(), tuple(fitted)
 
 
-def _clean_answers(model: nn.Module, images: Images, seed: int) -> Tensor:
+def _clean_answers(model: Model, images: Images, seed: int) -> Tensor:
     return answers(model, images.images, images.ids, torch.zeros_like(images.ids), seed)
-
-
-def _to(images: Images, device: str) -> Images:
-    return Images(*(t.to(device) for t in (images.images, images.labels, images.ids)))
 
 
 def _full(dataset: str, folder: str | Path, shipped: Images) -> Images:
@@ -211,29 +151,6 @@ def _describe(p: Prepared) -> dict[str, Any]:
     }
 
 
-def _chunk_name(rows: slice) -> str:
-    return f"chunk-{rows.start:06d}-{rows.stop:06d}"
-
-
-def _missing(p: Prepared, s: CellStore, chunk: int) -> Iterator[slice]:
-    """The chunks that are not on disk; a damaged one is among them."""
-    ids = p.images.ids.cpu().numpy()
-    chunk = chunk if p.attack.rowwise else p.cell.n  # what learns from all images at once runs on all at once
-    for start in range(0, p.cell.n, chunk):
-        rows = slice(start, min(start + chunk, p.cell.n))
-        found = s.read(_chunk_name(rows), table.ATTACKED)
-        if found is None or not np.array_equal(found.column("id").to_numpy(), ids[rows]):
-            yield rows
-
-
-def _attack(p: Prepared, s: CellStore, rows: slice, counter: "_Counter") -> None:
-    task = p.task(rows)
-    result = run(p.attack, p.model, task, p.cell.budget, progress=counter.within(p))
-    confirmed = None if getattr(p.model, "deterministic", True) else confirm(p.model, task, result)
-    s.write(_chunk_name(rows), table.attacked(task, result, confirmed), result.seconds)
-    counter.finish(p, rows, int(result.queries.sum()))
-
-
 def _measure(p: Prepared, s: CellStore) -> None:
     """Scores before and after the defenses on all images that nothing was fitted on."""
     if s.read(p.clean, table.CLEAN) is not None:
@@ -252,8 +169,8 @@ def _trace(p: Prepared, s: CellStore) -> None:
     if s.read("trace", table.TRACE) is not None:
         return
     fooled_at = table.fooled_at(s.attacked())
-    task = replace(p.task(slice(int(fooled_at.argmax()), int(fooled_at.argmax()) + 1)), loss="margin")
-    paths = {"undefended": p.network, "defended": p.model} if p.cell.defenses else {"undefended": p.network}
+    task = replace(p.task.rows(slice(int(fooled_at.argmax()), int(fooled_at.argmax()) + 1)), loss="margin")
+    paths: dict[str, Model] = {"undefended": p.network} | ({"defended": p.model} if p.cell.defenses else {})
     parts = []
     for path, attacked_model in paths.items():
         x = _images_sent(p, attacked_model, task)
@@ -267,44 +184,12 @@ def _trace(p: Prepared, s: CellStore) -> None:
     s.write("trace", pa.concat_tables(parts))
 
 
-def _images_sent(p: Prepared, model: nn.Module, task: Task) -> Tensor:
+def _images_sent(p: Prepared, model: Model, task: Task) -> Tensor:
     """All queries of the cell's attack on another model, one after the other."""
     sent: list[Tensor] = []
-    run(p.attack, model, task, p.cell.budget, observe=lambda ids, queries, images, scores: sent.append(images))
+    run(p.attack, model, task, p.budget, observe=lambda ids, queries, images, scores: sent.append(images))
     return torch.cat(sent)
 
 
 def _expand(values: Tensor | None, n: int) -> Tensor | None:
     return None if values is None else values.expand(n)
-
-
-def _damaged(stores: list[CellStore]) -> tuple[Path, ...]:
-    return tuple(path for s in stores for path in s.damaged)
-
-
-class _Counter:
-    """Turns what chunks report into `Progress`."""
-
-    def __init__(self, prepared: list[Prepared], todo: list[list[slice]], report: Callable[[Progress], None]) -> None:
-        self.report = report
-        self.images = sum(p.cell.n for p in prepared)
-        self.total = sum(p.cell.n * p.cell.budget for p in prepared)
-        missing = [(p, rows.stop - rows.start) for p, chunks in zip(prepared, todo, strict=True) for rows in chunks]
-        self.left = sum(n for _, n in missing)
-        self.units = self.total - sum(n * p.cell.budget for p, n in missing)
-        self.queries = 0
-
-    def within(self, p: Prepared) -> Callable[[int, int], None]:
-        """What `run` calls: queries of this chunk that are spent, and those that are settled."""
-
-        def progress(spent: int, settled: int) -> None:
-            self.report(Progress(p.cell.label, self.units + settled, self.total, self.queries + spent))
-
-        return progress
-
-    def finish(self, p: Prepared, rows: slice, spent: int) -> None:
-        n = rows.stop - rows.start
-        self.left -= n
-        self.units += n * p.cell.budget
-        self.queries += spent
-        self.report(Progress(p.cell.label, self.units, self.total, self.queries))

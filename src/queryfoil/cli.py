@@ -1,33 +1,24 @@
 """The command line: a mirror of the library, one short function a command."""
 
-import functools
-import re
 import sys
-import warnings
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, plan
+from queryfoil import __version__, attacking, plan
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS
-from queryfoil.checks import lookup
-from queryfoil.data import DATASETS
+from queryfoil.chunks import CHUNK
+from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.calibration import fit as fit_logits
 from queryfoil.models import MODELS
 from queryfoil.models.zoo import card
 from queryfoil.report import cells, page
+from queryfoil.terminal import Display, console, errors, finished, plainly, results
 from queryfoil.train import recipe, standard
 
 app = typer.Typer(
@@ -36,42 +27,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Protect a classifier's scores from score-based query attacks, and measure what that is worth.",
 )
-console = Console()
-errors = Console(stderr=True)
-
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with the full data set (IDX files).")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-STOPPED = 3
-"""Exit status of a run that was stopped by its time limit and can be continued."""
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    errors.print(f"warning: {message}", style="yellow", markup=False)
+def _seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
 
 
-def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show what went wrong, and warnings, in a line instead of a traceback; exit status 2 for an error."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            errors.print(f"error: {text}{name}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print("interrupted; what was finished is kept, run the same command to continue", markup=False)
-            raise typer.Exit(130) from None
-
-    return wrapped
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(min=0, callback=_seconds, help="Minutes after which to stop at the end of a chunk."),
+]
+ChunkSize = Annotated[
+    int, typer.Option(min=1, help="Images a chunk: what a killed run can lose. Does not change results.")
+]
 
 
 @app.command()
-@_plainly
+@plainly
 def bench(
     name: Annotated[
         str, typer.Argument(metavar="PLAN", help="A plan file (.toml) or a shipped plan: see `queryfoil list`.")
@@ -79,88 +53,86 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same plan is continued.")],
     data: DataFolder = None,
     device: Device = "cpu",
-    time_limit: Annotated[
-        float | None, typer.Option(min=0, help="Minutes after which to stop at the end of a chunk.")
-    ] = None,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Images a chunk: what a killed run can lose. Does not change results.")
-    ] = running.CHUNK,
+    time_limit: TimeLimit = None,
+    chunk: ChunkSize = CHUNK,
 ) -> None:
     """Run a plan's attacks and write summary.json, images.parquet, report.md and report.html.
 
     Can be stopped at any moment and continued by the same command, with the same result.
     """
     chosen = plan.read(name)
-    limit = None if time_limit is None else 60 * time_limit
     with Display() as report:
-        outcome = running.bench(chosen, out, data, device, limit, chunk, report)
-    for path in outcome.damaged:
-        errors.print(f"computed again, as the file was damaged: {path}", markup=False, soft_wrap=True)
-    if outcome.left:
-        console.print(
-            f"stopped at the time limit: {outcome.left:,} of {outcome.total:,} images are still to be attacked; "
-            "run the same command to continue",
-            markup=False,
-        )
-        raise typer.Exit(STOPPED)
+        outcome = running.bench(chosen, out, data, device, time_limit, chunk, report)
+    finished(outcome)
     report_command(out)
 
 
-class Display:
-    """A progress bar with the cell, queries a second and the time left; nothing when not on a terminal."""
+@app.command()
+@plainly
+def attack(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A shipped name, `module:function` that gives the model, or an ONNX file."
+        ),
+    ],
+    images: Annotated[
+        str,
+        typer.Option(help="A shipped data set, a folder with labels.csv, one image of it, or a NumPy file (.npz)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same settings is continued.")],
+    attack: Annotated[str, typer.Option(help="Name of the attack: see `queryfoil list`.")] = "square",
+    norm: Annotated[str, typer.Option(help="Norm of the ball: linf or l2.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius of the ball on the [0, 1] scale, such as 8/255 or 0.5.")] = "8/255",
+    budget: Annotated[int, typer.Option(help="Most queries an image, the clean one included.")] = 2500,
+    n: Annotated[int | None, typer.Option("--n", help="Attack the first n images; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
+    loss: Annotated[str | None, typer.Option(help="What the attacker minimizes; the attack's own if left out.")] = None,
+    accept: Annotated[str, typer.Option(help="Acceptance rule of a random search: greedy, op or bi.")] = "greedy",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyper-parameter of the attack; repeat.")
+    ] = None,
+    targeted: Annotated[
+        bool, typer.Option("--targeted", help="Aim at a wrong class: the image's target, or a random one.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option(help="What the scores are: logits, log_probs or probs; as the model says if left out.")
+    ] = None,
+    defense: Annotated[str | None, typer.Option(help="Put a defense around the model: see `queryfoil list`.")] = None,
+    fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense aaa.")] = None,
+    device: Device = "cpu",
+    time_limit: TimeLimit = None,
+    chunk: ChunkSize = CHUNK,
+) -> None:
+    """Attack a model on your images: adversarial images as PNG, images.parquet and summary.json.
 
-    def __enter__(self) -> Callable[[running.Progress], None]:
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]} queries/s, left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=errors,
-            disable=not errors.is_terminal,
-        )
-        self.bar.start()
-        self.task = self.bar.add_task("preparing", total=None, rate="–")
-        return self.update
-
-    def update(self, now: running.Progress) -> None:
-        elapsed = self.bar.tasks[0].elapsed or 0.0
-        rate = f"{now.queries / elapsed:,.0f}" if elapsed > 0 else "–"
-        self.bar.update(self.task, description=now.label, completed=now.units, total=now.total, rate=rate)
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+    Can be stopped at any moment and continued by the same command, with the same result.
+    """
+    request = attacking.request(
+        model=model, output=output, defense=defense, fit=fit, images=images, n=n, attack=attack, norm=norm, eps=eps,
+        budget=budget, seed=seed, loss=loss, accept=accept, hyper=attacking.hyper(setting or []), targeted=targeted,
+    )  # fmt: skip
+    with Display() as report:
+        outcome, rows = attacking.attack(request, out, device, time_limit, chunk, report)
+    finished(outcome)
+    results(rows, "model")
+    console.print(f"adversarial images: {attacking.about_pictures(rows[0])}", markup=False, soft_wrap=True)
+    console.print(f"results: {out.resolve()}", markup=False, soft_wrap=True)
 
 
 @app.command("report")
-@_plainly
+@plainly
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `queryfoil bench` has finished.")],
 ) -> None:
     """Make the report of a finished folder again, from what is stored there, and print its table."""
     rows = page.write(folder)
-    columns = cells.columns(rows)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False)
-    table.add_column("defense", min_width=10, overflow="fold")
-    for column in columns:
-        table.add_column(column.heading, justify="right", overflow="fold")
-    for row in rows:
-        entries = cells.entries(row, cells.points(rows))
-        table.add_row(escape(row["label"]), *(_stacked(entry) for entry in entries))
-    console.print(table)
-    console.print("small print: 95 % interval and number of images", style="dim")
-    for line in dict.fromkeys(cells.setting(row) for row in rows):
-        console.print(line, style="dim", markup=False)
+    results(rows, "defense")
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
 
 
-def _stacked(entry: cells.Entry) -> str:
-    """The value above its small print, narrow enough for a terminal of 80 columns."""
-    return "\n".join([entry.value, *(f"[dim]{part}[/dim]" for part in re.split("[,;] ", entry.detail) if part)])
-
-
 @app.command()
-@_plainly
+@plainly
 def train(
     name: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A recipe file (.toml) or a shipped recipe: see `queryfoil list`.")
@@ -191,7 +163,7 @@ def train(
 
 
 @app.command()
-@_plainly
+@plainly
 def fit(
     logits: Annotated[
         Path, typer.Argument(help="A NumPy file (.npz) with arrays `logits` (N, K) and `labels` (N,), held out.")
@@ -203,8 +175,8 @@ def fit(
     beta: Annotated[float, typer.Option(help="Weight of calibration.")] = 5.0,
 ) -> None:
     """Fit AAA to a model's held-out logits: temperature, and tau if it is left out."""
-    values, labels = _held_out(logits)
-    found = fit_logits(values, labels, curve=curve, tau=tau, alpha=alpha, beta=beta)
+    held_out = read_npz(logits, "logits", "labels")
+    found = fit_logits(held_out["logits"], held_out["labels"], curve=curve, tau=tau, alpha=alpha, beta=beta)
     found.save(out)
     console.print(
         f"{out}: tau {found.tau:g}, temperature {found.temperature:g}; "
@@ -215,22 +187,8 @@ def fit(
     )
 
 
-def _held_out(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    if not path.is_file():
-        raise ValueError(f"expected a NumPy file (.npz) at {path}, but there is none")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"expected a NumPy file (.npz) written by numpy.savez, but {path} is none, or is damaged")
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in ("logits", "labels"):
-            lookup(dict.fromkeys(arrays.files), name, f"array in {path}")
-        try:
-            return torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["labels"])
-        except (TypeError, zipfile.BadZipFile, ValueError) as error:
-            raise ValueError(f"expected numbers in the arrays of {path}, but got others: {error}") from None
-
-
 @app.command("list")
-@_plainly
+@plainly
 def list_command() -> None:
     """Show every attack, defense, model, data set, recipe and plan, with a line each."""
     groups: dict[str, dict[str, str]] = {

@@ -1,7 +1,8 @@
-"""Images, labels and stable ids, by the name of a data set or from a folder of IDX files."""
+"""Images, labels and stable ids, by the name of a data set, or from NumPy and IDX files."""
 
 import gzip
 import struct
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ class Images:
 
     def __getitem__(self, rows: slice | Tensor) -> "Images":
         return Images(self.images[rows], self.labels[rows], self.ids[rows])
+
+    def to(self, device: str | torch.device) -> "Images":
+        """The same images on a device."""
+        return Images(*(t.to(device) for t in (self.images, self.labels, self.ids)))
 
 
 DATASETS: dict[str, str] = {
@@ -74,6 +79,21 @@ def from_bytes(images: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> Image
         torch.from_numpy(labels.astype(np.int64)),
         torch.from_numpy(ids.astype(np.int64)),
     )
+
+
+def read_npz(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Arrays of a NumPy file (.npz) as tensors, by name; ValueError that says what is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"expected a NumPy file (.npz) at {path}, but there is none")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"expected a NumPy file (.npz) written by numpy.savez, but {path} is none, or is damaged")
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in names:
+            lookup(dict.fromkeys(arrays.files), name, f"array in {path}")
+        try:
+            return {name: torch.from_numpy(arrays[name]) for name in (*names, *optional) if name in arrays.files}
+        except (TypeError, zipfile.BadZipFile, ValueError) as error:
+            raise ValueError(f"expected numbers in the arrays of {path}, but got others: {error}") from None
 
 
 def read_idx(folder: Path, split: str) -> Images:

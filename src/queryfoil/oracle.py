@@ -81,6 +81,12 @@ def answers(
     return as_log_scores(scores, getattr(model, "output", "logits"))
 
 
+def check_mode(model: Model) -> None:
+    """ValueError for a module of which any part is in training mode."""
+    if isinstance(model, torch.nn.Module) and any(module.training for module in model.modules()):
+        raise ValueError("expected a model in evaluation mode, but it is (partly) training; call model.eval()")
+
+
 def _check_scores(scores: Tensor, n: int) -> None:
     if not isinstance(scores, Tensor):
         raise ValueError(f"expected scores as a tensor ({n}, K) from the model, but got {type(scores).__name__}")
@@ -111,8 +117,7 @@ class Oracle:
             raise ValueError(f"expected a budget of at least 1 query an image, but got {budget!r}")
         if micro_batch < 2:
             raise ValueError(f"expected a micro-batch of at least 2 images, but got {micro_batch}")
-        if isinstance(model, torch.nn.Module) and any(module.training for module in model.modules()):
-            raise ValueError("expected a model in evaluation mode, but it is (partly) training; call model.eval()")
+        check_mode(model)
         self.model, self.task, self.budget = model, task, budget
         self.micro_batch, self.observe = micro_batch, observe
         n = len(task.images)
@@ -153,7 +158,7 @@ class Oracle:
         number = self.queries[first] + 1
         scores = answers(self.model, sent, task.ids, number, task.seed, self.micro_batch)
         if not self.scores.shape[1]:
-            self._check_classes(scores.shape[1])
+            self.task.check_classes(scores.shape[1])
         self.queries[first] = number
         self._judge(scores, task, x, sent, first, number)
         self.live[asked] = (self.fooled_at[first] == NEVER) & (number < self.budget)
@@ -170,14 +175,6 @@ class Oracle:
         self.rows, self.live, self.scores = self.rows[index], self.live[index], self.scores[index]
         self.task = self.task.rows(index)
         return self.task
-
-    def _check_classes(self, classes: int) -> None:
-        for name, values in (("labels", self.task.labels), ("targets", self.task.targets)):
-            if values is not None and int(values.max()) >= classes:
-                raise ValueError(
-                    f"expected {name} in 0..{classes - 1}, as the model has {classes} classes, "
-                    f"but got {int(values.max())}"
-                )
 
     def _judge(self, scores: Tensor, task: Task, x: Tensor, sent: Tensor, first: Tensor, number: Tensor) -> None:
         reached = task.margin(scores) <= 0

@@ -6,19 +6,20 @@ import json
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from queryfoil.attacks import ATTACKS, build
 from queryfoil.attacks.acceptance import ACCEPTANCE
 from queryfoil.checks import lookup
-from queryfoil.data import DATASETS
+from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
 from queryfoil.losses import LOSSES
 from queryfoil.models import MODELS
 from queryfoil.run import Attack, check
-from queryfoil.task import NORMS
+from queryfoil.task import NORMS, Task
 
 SHIPPED = Path(__file__).parent / "shipped" / "plans"
 
@@ -58,15 +59,11 @@ class Defense(BaseModel):
         return self
 
 
-class Cell(BaseModel):
-    """One row of a plan: data, model, defenses from the inside out, attack, norm, eps, goal, loss, budget, seed."""
+class Settings(BaseModel):
+    """How an attack is run: attack, norm, eps, goal, loss, budget, seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    label: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-    dataset: str
-    model: str
-    defenses: tuple[Defense, ...] = ()
     attack: str
     hyper: dict[str, float | int | str | bool] = {}
     accept: str = "greedy"
@@ -76,13 +73,10 @@ class Cell(BaseModel):
     targeted: bool = False
     budget: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    n: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _known(self) -> "Cell":
+    def _fit_together(self) -> Self:
         for registry, name, kind in (
-            (DATASETS, self.dataset, "data set"),
-            (MODELS, self.model, "model"),
             (ATTACKS, self.attack, "attack"),
             (ACCEPTANCE, self.accept, "acceptance rule"),
             (NORMS, self.norm, "norm"),
@@ -90,7 +84,13 @@ class Cell(BaseModel):
             lookup(registry, name, kind)
         if self.loss is not None:
             lookup(LOSSES, self.loss, "loss")
-        check(self.build(), self.norm, self.targeted, self.loss)
+        if taken := sorted({"name", "accept", "tau"} & self.hyper.keys()):
+            raise ValueError(f"{self.attack} does not take these hyper-parameters: {', '.join(taken)}")
+        try:
+            built = self.build()
+        except TypeError as error:  # a text for a number
+            raise ValueError(f"these hyper-parameters do not fit {self.attack}: {error}") from None
+        check(built, self.norm, self.targeted, self.loss)
         return self
 
     @model_validator(mode="before")
@@ -104,6 +104,35 @@ class Cell(BaseModel):
         """The attack, on a defense with this tau."""
         hyper: dict[str, Any] = dict(self.hyper)
         return build(self.attack, self.accept, norm=self.norm, tau=tau, **hyper)
+
+    def task(self, images: Images, targets: Tensor | None) -> Task:
+        """The attack's task on these images."""
+        return Task.create(
+            images.images,
+            images.labels,
+            images.ids,
+            targets,
+            self.norm,
+            self.eps,
+            self.loss or "margin",
+            self.seed,
+        )
+
+
+class Cell(Settings):
+    """One row of a plan: data, model, defenses from the inside out, and how the attack is run."""
+
+    label: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+    dataset: str
+    model: str
+    defenses: tuple[Defense, ...] = ()
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _registered(self) -> Self:
+        lookup(DATASETS, self.dataset, "data set")
+        lookup(MODELS, self.model, "model")
+        return self
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""
@@ -171,5 +200,9 @@ def read(name_or_path: str | Path) -> Plan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"the plan {path} is not valid:\n" + "\n".join(lines)) from None
+        raise ValueError(f"the plan {path} is not valid:\n" + reasons(error, "plan")) from None
+
+
+def reasons(error: ValidationError, whole: str) -> str:
+    """A line for each field that is wrong; `whole` names what has no field of its own."""
+    return "\n".join(f"  {'.'.join(map(str, e['loc'])) or whole}: {e['msg']}" for e in error.errors())

@@ -67,6 +67,11 @@ def tensors(*values: Tensor) -> str:
     return _hash(part for value in values for part in _bytes(value))
 
 
+def content(*paths: Path) -> str:
+    """Hash of files: their bytes."""
+    return _hash(path.read_bytes() for path in paths)
+
+
 def versions() -> dict[str, str]:
     """Python, torch, threads and instruction set, on which the last bits of a result depend."""
     return {
@@ -79,7 +84,7 @@ def versions() -> dict[str, str]:
 
 def _bytes(tensor: Tensor) -> tuple[bytes, bytes]:
     values = tensor.detach().cpu().contiguous()
-    return f"{values.dtype}{tuple(values.shape)}".encode(), values.numpy().tobytes()
+    return f"{values.dtype}{tuple(values.shape)}".encode(), values.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _hash(parts: Iterable[bytes]) -> str:

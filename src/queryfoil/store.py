@@ -1,6 +1,6 @@
 """Where results lie on disk: one folder a cell, one Parquet file a finished chunk, each written atomically.
 
-DIR/plan.json                 the plan this folder belongs to
+DIR/plan.json                 the plan this folder belongs to (attack.json: the attack)
 DIR/cells/HASH/cell.json      what was run: settings, fitted parameters, versions
 DIR/cells/HASH/clean-HASH.parquet  scores of the images (by their hash) that nothing was fitted on
 DIR/cells/HASH/trace.parquet  losses along two attacks on one image
@@ -9,7 +9,7 @@ DIR/cells/HASH/chunk-A-B.parquet  images A to B of the cell
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,34 +19,51 @@ from queryfoil import files, table
 from queryfoil.plan import Plan
 
 
+class Owner(Protocol):
+    """What a folder belongs to: a plan, or the settings of one attack."""
+
+    @property
+    def name(self) -> str: ...
+
+    def digest(self) -> str: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
 class Store:
-    """The output folder of one plan."""
+    """The output folder of one plan, or of one attack (`kind` "attack")."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, kind: str = "plan") -> None:
+        self.folder, self.kind = Path(folder), kind
 
-    def check(self, plan: Plan) -> None:
-        """ValueError if the folder belongs to another plan or holds other things."""
-        path = self.folder / "plan.json"
+    def check(self, owner: Owner) -> None:
+        """ValueError if the folder belongs to another plan (or attack) or holds other things."""
+        path, command = self.folder / f"{self.kind}.json", {"plan": "bench"}.get(self.kind, self.kind)
         if path.is_file():
-            other = read_json(path, "digest", "cells", "plan")
-            if other["digest"] != plan.digest():
+            other = read_json(path, "digest", "cells", self.kind)
+            if other["digest"] != owner.digest():
+                theirs, ours = other[self.kind], owner.model_dump(mode="json")
+                differ = [name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name)]
                 raise ValueError(
-                    f"{self.folder} holds results of another plan ({other.get('name')!r}, {other['digest']}), "
-                    f"not of {plan.name!r} ({plan.digest()}); choose another folder"
+                    f"{self.folder} holds results of another {self.kind} ({other.get('name')!r}, {other['digest']}), "
+                    f"not of {owner.name!r} ({owner.digest()}): they differ in {', '.join(differ)}; "
+                    "choose another folder"
                 )
-        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_ours, self.folder.iterdir()))):
-            raise ValueError(f"expected {self.folder} to be new, empty or a bench folder, but it holds other files")
+        elif self.folder.exists() and not (self.folder.is_dir() and all(map(self._ours, self.folder.iterdir()))):
+            raise ValueError(
+                f"expected {self.folder} to be new, empty or of `queryfoil {command}`, but it holds other files"
+            )
 
-    def claim(self, plan: Plan, keys: dict[str, str]) -> None:
+    def claim(self, owner: Owner, keys: dict[str, str]) -> None:
         """Take the folder for a plan, whose cells have these hashes now, by label.
 
         Results of other hashes (of other code, weights or versions) stay, and are not looked at. What a killed
         run left half written is removed.
         """
-        self.check(plan)
-        content = {"name": plan.name, "digest": plan.digest(), "cells": keys, "plan": plan.model_dump(mode="json")}
-        files.write_text(self.folder / "plan.json", json.dumps(content, indent=1) + "\n")
+        self.check(owner)
+        content = {"name": owner.name, "digest": owner.digest(), "cells": keys}
+        content[self.kind] = owner.model_dump(mode="json")
+        files.write_text(self.folder / f"{self.kind}.json", json.dumps(content, indent=1) + "\n")
         for half_written in [*self.folder.glob(".*.json.*"), *self.folder.glob("cells/*/.*.*")]:
             half_written.unlink()
 
@@ -59,11 +76,18 @@ class Store:
         try:
             return Plan.model_validate(content["plan"]), dict(content["cells"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it and run the plan again") from None
+            raise ValueError(f"{path} is damaged ({error}); remove it and run again") from None
 
     def cell(self, key: str) -> "CellStore":
         """The part of the folder for the cell with this hash."""
         return CellStore(self.folder / "cells" / key, key)
+
+    def _ours(self, path: Path) -> bool:
+        """What may lie in a folder whose plan.json was lost or not written yet."""
+        written = {"plan": ("report.md", "report.html")}.get(self.kind, ("adversarial",))
+        return path.name in ("cells", "summary.json", "images.parquet", *written) or path.name.startswith(
+            f".{self.kind}.json."
+        )
 
 
 class CellStore:
@@ -127,13 +151,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and run the plan again") from None
+        raise ValueError(f"{path} is damaged ({error}); remove it and run again") from None
     if not isinstance(content, dict) or not set(keys) <= set(content):
-        raise ValueError(f"{path} is damaged (expected {', '.join(keys)}); remove it and run the plan again")
+        raise ValueError(f"{path} is damaged (expected {', '.join(keys)}); remove it and run again")
     return content
-
-
-def _ours(path: Path) -> bool:
-    """What may lie in a folder whose plan.json was lost or not written yet."""
-    ours = ("cells", "summary.json", "images.parquet", "report.md", "report.html")
-    return path.name in ours or path.name.startswith(".plan.json.")

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from queryfoil import metrics, store, table
 from queryfoil.metrics import Interval
-from queryfoil.plan import Cell, Plan
+from queryfoil.plan import Cell, Plan, Settings
 from queryfoil.store import CellStore, Store
 
 
@@ -57,23 +57,35 @@ def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:
 
 def _row(plan: Plan, r: CellResult) -> dict[str, Any]:
     cell = r.cell
-    fooled_at = table.fooled_at(r.attacked)
-    points = sorted({q for q in plan.report_at if q <= cell.budget} | {cell.budget})
     return {
         "label": cell.label,
         "model": cell.model,
         "dataset": cell.dataset,
         "defenses": [d | {"fitted": f} for d, f in zip(cell.defense_settings(), r.info["fitted"], strict=True)],
-        "attack": cell.attack,
-        "hyper": r.info["hyper"],
-        "accept": cell.accept,
-        "loss": cell.loss,
-        "norm": cell.norm,
-        "eps": cell.eps,
-        "targeted": cell.targeted,
-        "seed": cell.seed,
-        "n": cell.n,
-        "budget": cell.budget,
+        **attack_side(cell, r.info["hyper"], r.attacked, plan.report_at),
+        **_user_side(r.clean),
+        "cell": r.info["cell"],
+        "versions": r.info["versions"],
+    }
+
+
+def attack_side(
+    settings: Settings, hyper: dict[str, Any], attacked: pa.Table, report_at: tuple[int, ...]
+) -> dict[str, Any]:
+    """How an attack was run, and what it did to the images."""
+    fooled_at = table.fooled_at(attacked)
+    points = sorted({q for q in report_at if q <= settings.budget} | {settings.budget})
+    return {
+        "attack": settings.attack,
+        "hyper": hyper,
+        "accept": settings.accept,
+        "loss": settings.loss,
+        "norm": settings.norm,
+        "eps": settings.eps,
+        "targeted": settings.targeted,
+        "seed": settings.seed,
+        "n": len(attacked),
+        "budget": settings.budget,
         "clean_accuracy": metrics.accuracy_at(fooled_at, 1),
         "clean_accuracy_interval": _accuracy_interval(fooled_at, 1),
         "accuracy": {str(q): metrics.accuracy_at(fooled_at, q) for q in points},
@@ -86,12 +98,9 @@ def _row(plan: Plan, r: CellResult) -> dict[str, Any]:
         "average_queries_of_successes_interval": {
             str(q): _mean_interval(fooled_at[(fooled_at > 1) & (fooled_at <= q)]) for q in points
         },
-        **_user_side(r.clean),
-        **_confirmed(r.attacked),
-        "queries_total": int(np.asarray(r.attacked.column("queries")).sum()),
-        "seconds": store.seconds(r.attacked),
-        "cell": r.info["cell"],
-        "versions": r.info["versions"],
+        **_confirmed(attacked),
+        "queries_total": int(np.asarray(attacked.column("queries")).sum()),
+        "seconds": store.seconds(attacked),
     }
 
 

@@ -86,10 +86,19 @@ class Task:
         labels, ids = (t.to(device, torch.int64) for t in (labels, ids))
         return cls(images, labels, ids, targets, norm, float(eps), loss, seed)
 
-    def rows(self, index: Tensor) -> "Task":
+    def rows(self, index: Tensor | slice) -> "Task":
         """The same task on some of its images."""
         targets = None if self.targets is None else self.targets[index]
         return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index], targets=targets)
+
+    def check_classes(self, classes: int) -> None:
+        """ValueError for labels or targets that a model with so many classes cannot give."""
+        for name, values in (("labels", self.labels), ("targets", self.targets)):
+            if values is not None and int(values.max()) >= classes:
+                raise ValueError(
+                    f"expected {name} in 0..{classes - 1}, as the model has {classes} classes, "
+                    f"but got {int(values.max())}"
+                )
 
     def margin(self, scores: Tensor) -> Tensor:
         """The logit margin that decides success: <= 0 where the goal is reached (N,)."""

@@ -3,16 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from queryfoil.checks import lookup
+from queryfoil.data import Images
 from queryfoil.models.resnet import ResNet
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
+
+Movable = TypeVar("Movable", nn.Module, Images)
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "fashion-resnet": ResNet,
@@ -38,12 +41,12 @@ def load(name: str, device: str | torch.device = "cpu", folder: str | Path = SHI
     return on_device(model.eval().requires_grad_(False), device)
 
 
-def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """The model moved to a device; ValueError if torch cannot use that here."""
+def on_device(thing: Movable, device: str | torch.device) -> Movable:
+    """A model or images moved to a device; ValueError if torch cannot use that here."""
     try:
         if torch.device(device).type == "meta":
             raise RuntimeError("the meta device computes nothing")
-        return model.to(device)
+        return thing.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -32,15 +32,20 @@ def points(rows: list[Row]) -> list[int]:
 
 
 def columns(rows: list[Row]) -> list[Column]:
-    """The columns of a table with these rows."""
+    """The columns of a table with these rows, calibration among them where it was measured."""
     meaning = "share of all images whose attack has not reached its goal within {} queries (untargeted: still answered "
     meaning += (
         "correctly); for randomized defenses, at the budget, also the share of successes that repeat on 10 queries"
     )
-    return [
+    found = [
         Column("clean accuracy", "on the attacked images, before any attack"),
         *(Column(f"accuracy at {q}", meaning.format(q)) for q in points(rows)),
         Column("average queries", "over initially correct images, survivors counted with the budget"),
+    ]
+    if "ece" not in rows[0]:
+        return found
+    return [
+        *found,
         Column("ECE", "expected calibration error (15 bins) on images that nothing was fitted on; below, its change"),
         Column("labels changed", "answers that differ from the undefended network's, on the same images"),
     ]
@@ -48,15 +53,19 @@ def columns(rows: list[Row]) -> list[Column]:
 
 def entries(row: Row, at: list[int]) -> list[Entry]:
     """The row's cells, one for each of `columns`; `at` are the table's `points`."""
-    budget, unseen = str(row["budget"]), row["unseen_n"]
-    changed = row["labels_changed"]
+    found = [
+        _share(row["clean_accuracy"], row["clean_accuracy_interval"], row["n"]),
+        *(_accuracy(row, str(q)) for q in at),
+        _queries(row, str(row["budget"])),
+    ]
+    if "ece" not in row:
+        return found
+    unseen, changed = row["unseen_n"], row["labels_changed"]
     ece = f"{_interval(row['ece_interval'])}, n = {unseen}"
     if row["defenses"]:
         ece += f"; change {100 * row['ece_change']:+.2f} ({_interval(row['ece_change_interval'])})"
     return [
-        _share(row["clean_accuracy"], row["clean_accuracy_interval"], row["n"]),
-        *(_accuracy(row, str(q)) for q in at),
-        _queries(row, budget),
+        *found,
         Entry(percent(row["ece"]), ece),
         Entry(str(changed), f"{_interval(wilson(changed, unseen))} %, n = {unseen}"),
     ]

@@ -1,0 +1,297 @@
+"""Attacking a model of yours on images of yours, with the adversarial images as files."""
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+
+from queryfoil import files, pictures, provenance, summary, table
+from queryfoil.attacks import settings
+from queryfoil.checks import lookup
+from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
+from queryfoil.data import Images
+from queryfoil.defenses import DEFENSES, tau_of
+from queryfoil.defenses.aaa import AAA
+from queryfoil.defenses.calibration import Fit
+from queryfoil.models.victim import Victim, victim
+from queryfoil.models.zoo import on_device
+from queryfoil.oracle import Model, answers
+from queryfoil.pictures import Pictures
+from queryfoil.plan import Settings, digest, reasons
+from queryfoil.report.cells import Row
+from queryfoil.store import CellStore, Store
+from queryfoil.task import random_targets
+
+REPORT_AT = (100,)
+
+
+class Request(Settings):
+    """What to attack, on which images, and how; build one with `request`."""
+
+    model: str  # as `models.victim` takes it
+    output: str | None = None
+    defense: str | None = None
+    fit: Path | None = None  # for the defense "aaa": a file written by `Fit.save`
+    images: str  # as `pictures.read` takes it
+    n: int | None = Field(default=None, ge=1)  # the first ones; all if None
+
+    @model_validator(mode="after")
+    def _defended(self) -> Self:
+        if self.defense is not None:
+            lookup(DEFENSES, self.defense, "defense")
+        if self.defense == "aaa" and self.fit is None:
+            raise ValueError("aaa is fitted to a model, but fit is missing; pass the file that `queryfoil fit` wrote")
+        if self.defense != "aaa" and self.fit is not None:
+            raise ValueError("fit is for the defense aaa and would have no effect; leave it out, or set defense to aaa")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.model if self.defense is None else f"{self.model} behind {self.defense}"
+
+    def digest(self) -> str:
+        """Names the request by its content."""
+        return digest(self.model_dump(mode="json"))
+
+
+def request(**values: Any) -> Request:
+    """Check the settings of an attack; ValueError that names every one that is wrong.
+
+    >>> request(model="fashion-resnet", images="fashion-mnist", attack="square", eps="8/255", budget=100).seed
+    0
+    """
+    try:
+        return Request(**values)
+    except ValidationError as error:
+        raise ValueError("these settings are not valid:\n" + reasons(error, "settings")) from None
+
+
+def hyper(pairs: Iterable[str]) -> dict[str, float | int | str | bool]:
+    """Hyper-parameters from texts KEY=VALUE, as integers, numbers, true or false where they read like that.
+
+    >>> hyper(["p_init=0.1", "horizon=500", "preset=imagenet"])
+    {'p_init': 0.1, 'horizon': 500, 'preset': 'imagenet'}
+    """
+    found: dict[str, float | int | str | bool] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals or key in found:
+            raise ValueError(f"expected a hyper-parameter as KEY=VALUE, each key once, but got {pair!r}")
+        found[key] = _typed(value)
+    return found
+
+
+def _typed(text: str) -> float | int | str | bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@dataclass(frozen=True)
+class Prepared(Job):
+    """A request with all that it needs in memory."""
+
+    request: Request
+    victim: Victim
+    fitted: dict[str, Any] | None
+    names: tuple[str, ...] | None  # of the files that the images came from
+
+
+def attack(
+    request: Request,
+    out: str | Path,
+    device: str = "cpu",
+    time_limit: float | None = None,
+    chunk: int = CHUNK,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Outcome, list[Row]]:
+    """Run what is missing of an attack in folder `out`; its row of results once nothing is.
+
+    Writes `summary.json`, `images.parquet` (a row an image) and a folder `adversarial` of PNG files with their
+    labels.csv, which are read back and compared. Where the model is deterministic, it is asked about them once
+    more, uncounted. `time_limit` in seconds stops at the end of a chunk. Everything is checked before the
+    first query; before it, the model is asked about two images, uncounted, for its number of classes.
+    """
+    folder = Store(out, "attack")
+    folder.check(request)
+    prepared = prepare(request, device)
+    store = folder.cell(prepared.key)
+    chunks = Chunks([prepared], [store], chunk, time_limit, report)
+    folder.claim(request, {prepared.label: prepared.key})
+    with space(out):
+        store.write_json(_describe(prepared))
+        finished = chunks.attack(0, prepared)
+        return chunks.outcome, [_write(prepared, store, Path(out))] if finished else []
+
+
+def prepare(request: Request, device: str) -> Prepared:
+    """Load model and images, put the defense around the model, and name the run by all that decides its result."""
+    given = _first(pictures.read(request.images), request.n)
+    images = on_device(given.images, device)
+    task = request.task(images, given.targets if request.targeted else None)
+    if task.images.shape[1] not in pictures.CHANNELS.values():
+        raise ValueError(f"expected grey or RGB images (1 or 3 channels), but got {task.images.shape[1]} channels")
+    network = victim(request.model, device, request.output)
+    model, fit = _defended(network, request)
+    attack = request.build(tau_of(model))
+    classes = _classes(model, images[:2], request.seed)
+    if fit is not None and fit.classes != classes:
+        raise ValueError(f"expected a fit of {classes} classes, as the model has, but {request.fit} has {fit.classes}")
+    task.check_classes(classes)
+    if request.targeted and given.targets is None:
+        task = replace(task, targets=random_targets(task.labels, task.ids, classes, request.seed))
+    modules = ["queryfoil.run", "queryfoil.table", "queryfoil.models.victim", type(attack).__module__]
+    modules += [DEFENSES[request.defense].__module__] if request.defense else []
+    targets = () if task.targets is None else (task.targets,)
+    fitted = None if fit is None else vars(fit)
+    key = digest(
+        {
+            "settings": {k: v for k, v in request.model_dump(mode="json").items() if k not in ("fit", "images", "n")},
+            "fitted": fitted,
+            "code": provenance.code(modules),
+            "model": network.identity,
+            "images": provenance.tensors(task.images, task.labels, task.ids, *targets),
+            "versions": {k: v for k, v in provenance.versions().items() if k != "python"},
+            "device": torch.device(device).type,
+        }
+    )
+    return Prepared(request.name, key, attack, model, task, request.budget, request, network, fitted, given.names)
+
+
+def _first(given: Pictures, n: int | None) -> Pictures:
+    if n is None:
+        return given
+    if n > len(given.images):
+        raise ValueError(f"expected n <= {len(given.images)}, the number of images, but got n = {n}")
+    targets = None if given.targets is None else given.targets[:n]
+    return Pictures(given.images[:n], targets, given.names and given.names[:n])
+
+
+def _defended(network: nn.Module, request: Request) -> tuple[nn.Module, Fit | None]:
+    if request.fit is not None:
+        fit = Fit.load(request.fit)
+        return AAA.from_fit(network, fit), fit
+    return (network if request.defense is None else DEFENSES[request.defense](network)), None
+
+
+def _classes(model: Model, images: Images, seed: int) -> int:
+    """How many classes the model has; ValueError if it does not answer such images."""
+    try:
+        scores = answers(model, images.images, images.ids, torch.zeros_like(images.ids), seed)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a model of somebody else's raises
+        raise ValueError(
+            f"expected a model that answers images {tuple(images.images.shape)}, but it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return scores.shape[1]
+
+
+def _describe(p: Prepared) -> dict[str, Any]:
+    return {
+        "cell": p.key,
+        "settings": p.request.model_dump(mode="json"),
+        "fitted": p.fitted,
+        "hyper": settings(p.attack),
+        "model": p.victim.identity,
+        "versions": provenance.versions(),
+    }
+
+
+def _write(p: Prepared, store: CellStore, out: Path) -> Row:
+    """The files of a finished attack; gives the row of summary.json."""
+    attacked = store.attacked()
+    ids = np.asarray(attacked.column("id")).tolist()
+    saved = _write_pictures(p, attacked, out / "adversarial")
+    deterministic = bool(getattr(p.model, "deterministic", True))
+    shown = _ask_again(p, attacked, out / "adversarial", saved) if deterministic else {}
+    columns = {
+        "cell": pa.array([p.key] * len(ids)),
+        "file": pa.array(p.names or [None] * len(ids), pa.string()),
+        "adversarial_file": pa.array([saved.get(i) for i in ids], pa.string()),
+        "shown": pa.array([shown.get(i) for i in ids], pa.int64()),
+    }
+    for name, column in columns.items():
+        attacked = attacked.append_column(name, column)
+    with files.replacing(out / "images.parquet") as temporary:
+        pq.write_table(attacked.replace_schema_metadata(), temporary, compression="zstd")
+    row = {
+        "label": p.label,
+        "model": p.request.model,
+        "model_hashes": p.victim.identity,
+        "dataset": p.request.images,
+        "defenses": [] if p.request.defense is None else [{"name": p.request.defense, "fitted": p.fitted}],
+        **summary.attack_side(p.request, settings(p.attack), attacked, REPORT_AT),
+        "adversarial_files": len(saved),
+        "reached_again": len(shown) if deterministic else None,
+        "cell": p.key,
+        "versions": provenance.versions(),
+    }
+    files.write_text(out / "summary.json", json.dumps([row], indent=1, allow_nan=False) + "\n")
+    return row
+
+
+def _write_pictures(p: Prepared, attacked: pa.Table, folder: Path) -> dict[int, str]:
+    """A PNG file for each image that the attack fooled, and labels.csv; the file names by id."""
+    lines = io.StringIO()
+    listed = csv.writer(lines, lineterminator="\n")
+    listed.writerow(["file", "label"] + ["target"] * p.request.targeted)
+    names: dict[int, str] = {}
+    for row in attacked.select(["id", "label", "target", "adversarial"]).to_pylist():
+        if row["adversarial"] is not None:
+            name = names[row["id"]] = f"{row['id']:06d}.png"
+            levels = np.frombuffer(row["adversarial"], np.uint8).reshape(p.task.images.shape[1:])
+            pictures.write_picture(folder / name, levels)
+            listed.writerow([name, row["label"]] + [row["target"]] * p.request.targeted)
+    for stale in {path for path in folder.glob("*.png*") if path.name not in names.values()}:
+        stale.unlink()  # of other code or weights, or half written
+    files.write_text(folder / pictures.LABELS, lines.getvalue())
+    return names
+
+
+def _ask_again(p: Prepared, attacked: pa.Table, folder: Path, names: dict[int, str]) -> dict[int, int]:
+    """What a deterministic model shows for each file, by id: where that is the goal. Uncounted."""
+    if not names:
+        return {}
+    rows = torch.tensor([row for row, i in enumerate(p.task.ids.tolist()) if i in names], device=p.task.ids.device)
+    task = p.task.rows(rows)
+    levels = np.stack([pictures.read_picture(folder / names[i]) for i in task.ids.tolist()])
+    x = torch.from_numpy(levels).to(task.images) / 255
+    number = rows.new_tensor(table.fooled_at(attacked))[rows]
+    scores = answers(p.model, x, task.ids, number, task.seed)
+    again = task.margin(scores) <= 0
+    if not bool(again.all()):
+        warnings.warn(
+            f"{int((~again).sum())} of {len(again)} recorded successes do not reach the goal when asked again: the "
+            "model is not deterministic; give it an attribute deterministic = False",
+            stacklevel=2,
+        )
+    return dict(zip(task.ids[again].tolist(), scores[again].argmax(1).tolist(), strict=True))
+
+
+def about_pictures(row: Row) -> str:
+    """What is known about the files of adversarial images, in a line."""
+    again = row["reached_again"]
+    if not row["adversarial_files"]:
+        return "none, as no image was fooled by the attack"
+    asked = "not asked about again, as the model is randomized"
+    if again is not None:
+        asked = f"asked about once more (uncounted), {again} of them reach the goal"
+    return f"{row['adversarial_files']} PNG files, read back as they were written; {asked}"

@@ -1,0 +1,135 @@
+"""Attacking images in chunks that are written as they finish, so that a killed run continues."""
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from queryfoil import table
+from queryfoil.oracle import Model
+from queryfoil.run import Attack, confirm, run
+from queryfoil.store import CellStore
+from queryfoil.task import Task
+
+CHUNK = 250
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `units` are queries that are spent or will never be needed, of `total`."""
+
+    label: str
+    units: int
+    total: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: how many images are still to be attacked, and which files had to be computed again."""
+
+    left: int
+    total: int
+    damaged: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attack on all images of a task, ready to run."""
+
+    label: str
+    key: str  # hash of all that decides the result
+    attack: Attack[Any]
+    model: Model  # as it is served, defenses included
+    task: Task
+    budget: int
+
+    def __len__(self) -> int:
+        return len(self.task.ids)
+
+
+class Chunks:
+    """The chunks of some jobs that are not on disk yet, a damaged one among them.
+
+    `size` is in images, and does not change a result. `time_limit` is in seconds from now.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        stores: Sequence[CellStore],
+        size: int,
+        time_limit: float | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"expected a chunk of at least 1 image, but got {size}")
+        self.end = None if time_limit is None else time.perf_counter() + time_limit
+        self.stores, self.report = stores, report
+        self.missing = [list(_missing(job, store, size)) for job, store in zip(jobs, stores, strict=True)]
+        left = [sum(rows.stop - rows.start for rows in missing) for missing in self.missing]
+        self.left, self.images = sum(left), sum(map(len, jobs))
+        self.total = sum(len(job) * job.budget for job in jobs)
+        self.units = self.total - sum(n * job.budget for n, job in zip(left, jobs, strict=True))
+        self.queries = 0
+
+    def attack(self, number: int, job: Job) -> bool:
+        """Attack what is missing of the job with this number; False if the time is up before that is done."""
+        for rows in self.missing[number]:
+            if self.end is not None and time.perf_counter() > self.end:
+                return False
+            task = job.task.rows(rows)
+            result = run(job.attack, job.model, task, job.budget, progress=self._within(job))
+            confirmed = None if getattr(job.model, "deterministic", True) else confirm(job.model, task, result)
+            self.stores[number].write(_name(rows), table.attacked(task, result, confirmed), result.seconds)
+            self.left -= len(task.ids)
+            self.units += len(task.ids) * job.budget
+            self.queries += int(result.queries.sum())
+            self.report(Progress(job.label, self.units, self.total, self.queries))
+        return True
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the run stands."""
+        return Outcome(self.left, self.images, tuple(path for store in self.stores for path in store.damaged))
+
+    def _within(self, job: Job) -> Callable[[int, int], None]:
+        """What `run` calls: queries of this chunk that are spent, and those that are settled."""
+
+        def progress(spent: int, settled: int) -> None:
+            self.report(Progress(job.label, self.units + settled, self.total, self.queries + spent))
+
+        return progress
+
+
+@contextmanager
+def space(out: str | Path) -> Iterator[None]:
+    """Say what to do when there is no space left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"no space left for {out}; every finished chunk is kept, so make room and run the same command again",
+            ) from None
+        raise
+
+
+def _name(rows: slice) -> str:
+    return f"chunk-{rows.start:06d}-{rows.stop:06d}"
+
+
+def _missing(job: Job, store: CellStore, size: int) -> Iterator[slice]:
+    ids = job.task.ids.cpu().numpy()
+    size = size if job.attack.rowwise else len(job)  # what learns from all images at once runs on all at once
+    for start in range(0, len(job), size):
+        rows = slice(start, min(start + size, len(job)))
+        found = store.read(_name(rows), table.ATTACKED)
+        if found is None or not np.array_equal(found.column("id").to_numpy(), ids[rows]):
+            yield rows

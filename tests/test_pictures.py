@@ -1,0 +1,148 @@
+"""Images of one's own: folders with labels.csv, NumPy files, and PNG files that hold every bit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from queryfoil import pictures
+from queryfoil.pictures import read, read_picture, write_picture
+
+GREY = np.arange(20, dtype=np.uint8).reshape(1, 4, 5) * 12
+COLOUR = np.arange(60, dtype=np.uint8).reshape(3, 4, 5) * 4
+
+
+def folder_of(folder: Path, lines: str, *values: np.ndarray) -> Path:
+    for number, picture in enumerate(values):
+        write_picture(folder / f"{number}.png", picture)
+    (folder / "labels.csv").write_text(lines)
+    return folder
+
+
+@pytest.mark.parametrize("values", [GREY, COLOUR, GREY[:, :1, :1]])
+def test_a_png_reads_back_bit_for_bit(tmp_path: Path, values: np.ndarray) -> None:
+    write_picture(tmp_path / "new" / "a.png", values)
+    back = read_picture(tmp_path / "new" / "a.png")
+    assert back.dtype == np.uint8
+    assert np.array_equal(back, values)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_a_picture_that_does_not_read_back_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "read_picture", lambda path: GREY + 1)
+    with pytest.raises(OSError, match=r"a.png does not read back as it was written"):
+        write_picture(tmp_path / "a.png", GREY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp"])
+def test_a_folder_gives_images_labels_and_ids_in_the_order_of_labels_csv(tmp_path: Path, kind: str) -> None:
+    for name, values in (("a", COLOUR), ("b", COLOUR[::-1])):
+        picture = Image.fromarray(np.ascontiguousarray(values.transpose(1, 2, 0)))
+        picture.save(tmp_path / f"{name}.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    (tmp_path / "labels.csv").write_text(f"\ufefffile,label,note\nb.{kind},3,x\na.{kind},10,y\n", encoding="utf-8")
+    found = read(tmp_path)
+    assert found.names == (f"b.{kind}", f"a.{kind}")
+    assert found.images.labels.tolist() == [3, 10]
+    assert found.images.ids.tolist() == [0, 1]
+    assert found.targets is None
+    assert torch.equal((found.images.images * 255).byte(), torch.from_numpy(np.stack([COLOUR[::-1], COLOUR])))
+
+
+def test_one_picture_of_a_folder_is_the_same_as_in_the_folder(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "file,label,target\n0.png,1,2\n1.png,3,4\n", GREY, GREY[:, ::-1])
+    whole, one = read(folder), read(folder / "1.png")
+    assert one.names == ("1.png",)
+    assert one.images.ids.tolist() == [1]
+    assert torch.equal(one.images.images, whole.images.images[1:])
+    assert whole.targets is not None
+    assert whole.targets.tolist() == [2, 4]
+
+
+LABELS = {
+    "no columns": ("", "expected columns file and label in .*labels.csv, but got none"),
+    "other columns": ("name,label\n0.png,1\n", "expected columns file and label in .*, but got name, label"),
+    "no pictures": ("file,label\n", "expected at least one picture"),
+    "text": ("file,label\n0.png,cat\n", "expected the number of a class as label in line 2 of .*, but got 'cat'"),
+    "negative": ("file,label\n0.png,-1\n", "as label in line 2 of .*, but got '-1'"),
+    "no label": ("file,label\n0.png\n", "as label in line 2 of .*, but got ''"),
+    "some targets": ("file,label,target\n0.png,1,2\n1.png,1,\n", "as target in line 3 of .*, but got ''"),
+    "repeated": ("file,label\n0.png,1\n0.png,1\n", "expected each file once, but 0.png is repeated in line 3"),
+    "missing": ("file,label\n7.png,1\n", "expected a picture at .*7.png, as labels.csv lists it, but there is none"),
+    "other size": ("file,label\n0.png,1\n2.png,1\n", r"2.png has \(C, H, W\) = \(1, 5, 4\) and 0.png has \(1, 4, 5\)"),
+    "other kind": ("file,label\n0.png,1\n3.png,1\n", r"3.png has \(C, H, W\) = \(3, 4, 5\) and 0.png has \(1, 4, 5\)"),
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), LABELS.values(), ids=LABELS)
+def test_a_wrong_labels_csv_is_refused_with_the_line(tmp_path: Path, lines: str, message: str) -> None:
+    folder_of(tmp_path, lines, GREY, GREY, GREY.reshape(1, 5, 4), COLOUR)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)
+
+
+def test_where_there_are_no_images(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected images at nowhere, but there are none; give the name of a data set"
+    ):
+        read("nowhere")
+    with pytest.raises(ValueError, match=r"expected .*labels.csv with columns file and label, but there is none"):
+        read(tmp_path)
+    folder_of(tmp_path, "file,label\n0.png,1\n", GREY, GREY)
+    with pytest.raises(ValueError, match=r"expected a line for 1.png in .*labels.csv"):
+        read(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16", "CMYK"])
+def test_a_picture_of_another_kind_is_refused_by_name(tmp_path: Path, mode: str) -> None:
+    name = "a.tiff" if mode == "CMYK" else "a.png"
+    Image.new(mode, (5, 4)).save(tmp_path / name)
+    with pytest.raises(
+        ValueError, match=rf"expected an 8-bit grey or RGB picture .* but .*{name} is {mode}; convert it"
+    ):
+        read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("cut", [0, 20, 45])
+def test_a_damaged_picture_is_refused_by_name(tmp_path: Path, cut: int) -> None:
+    write_picture(tmp_path / "a.png", COLOUR)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"a.png is none that Pillow can read, or is damaged"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_a_numpy_file_of_bytes_or_numbers(tmp_path: Path) -> None:
+    images, labels = np.stack([COLOUR, COLOUR]), np.array([1, 2])
+    np.savez(tmp_path / "bytes.npz", images=images, labels=labels)
+    np.savez(tmp_path / "floats.npz", images=images.astype(np.float32) / 255, labels=labels, ids=[7, 5], targets=[3, 3])
+    whole, numbers = read(tmp_path / "bytes.npz"), read(tmp_path / "floats.npz")
+    assert torch.equal(whole.images.images, numbers.images.images)
+    assert whole.images.ids.tolist() == [0, 1]
+    assert numbers.images.ids.tolist() == [7, 5]
+    assert numbers.targets is not None
+    assert (whole.targets, numbers.targets.tolist()) == (None, [3, 3])
+    assert whole.names is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": COLOUR[None], "labels": [1]}, "unknown array in .* 'images'.*did you mean 'image'"),
+        ({"images": COLOUR[None]}, "unknown array in .* 'labels'"),
+        ({"images": COLOUR, "labels": [1]}, r"expected images \(N, C, H, W\) .* torch.uint8 \(3, 4, 5\)"),
+        (
+            {"images": COLOUR[None].astype(np.int64), "labels": [1]},
+            r"uint8 or float32 in \[0, 1\], but got torch.int64",
+        ),
+        ({"images": np.array(["a"]), "labels": [1]}, "expected numbers in the arrays"),
+    ],
+)
+def test_a_wrong_numpy_file_is_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "wrong.npz")
+    with pytest.raises(ValueError, match="expected a NumPy file"):
+        read(tmp_path / "none.npz")
