@@ -222,7 +222,7 @@ def test_collect_reads_the_cells_in_the_order_of_the_plan(finished: Path) -> Non
         (("std = 0.05", "fit = true"), "only aaa can be fitted"),
         (("temperature = 1.1", "temperature = 1.1, fit = true"), "fit finds the temperature"),
         (('label = "AAA"', 'label = "undefended"'), "a different label for each cell"),
-        (("n = 24", 'n = 24\nnorm = "l2"'), "square supports norm linf"),
+        (("n = 24", 'n = 24\nnorm = "l1"'), "unknown norm 'l1': expected one of l2, linf"),
         (("n = 24", "n = 24\nhyper = { p = 0.1 }"), "does not take these hyper-parameters"),
         (('name = "small"', "name = "), "not valid TOML"),
     ],

@@ -57,8 +57,10 @@ def test_the_attack_of_the_guide_lowers_the_accuracy(tmp_path: Path, monkeypatch
         """
     )
     assert bench.bench(plan.read(tmp_path / "own.toml"), tmp_path / "out").left == 0
-    with pytest.raises(ValueError, match="no acceptance rule"):
-        qf.attack(model, images.images, images.labels, "pixel_flips", accept="op")
+    other = qf.attack(model, images.images, images.labels, "pixel_flips", eps=40 / 255, budget=200, accept="op")
+    assert other.accuracy(200) >= result.accuracy(200)
+    with pytest.raises(ValueError, match="PixelFlips supports norm linf, but got 'l2'"):
+        qf.attack(model, images.images, images.labels, "pixel_flips", norm="l2")
 
 
 def test_the_defense_of_the_guide_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
