@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
+from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.square import Square
 from queryfoil.checks import lookup
 from queryfoil.run import Attack
 
 ATTACKS: dict[str, type[Attack[Any]]] = {
     "square": Square,
+    "querynet": QueryNet,
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
