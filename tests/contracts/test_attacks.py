@@ -19,6 +19,7 @@ EPS = {"linf": 8 / 255, "l2": 0.25}  # some of 8 x 8 images are fooled within th
 HYPER = {  # so that attacks made for larger images and budgets get somewhere here
     "nes": {"pairs": 3},
     "nes-l2": {"lr": 0.1},
+    "querynet": {"steps": 2, "batch": 16, "width": 4},
     "bandits": {"lr": 3 / 255, "prior_lr": 0.1},
     "bandits-l2": {"lr": 0.05, "probe": 0.1, "exploration": 0.1},
 }

@@ -8,6 +8,7 @@ from typing import Any
 from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
 from queryfoil.attacks.bandits import Bandits
 from queryfoil.attacks.nes import NES
+from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.square import Square
@@ -20,6 +21,7 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "simba": SimBA,
     "nes": NES,
     "bandits": Bandits,
+    "querynet": QueryNet,
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(

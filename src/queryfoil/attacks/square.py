@@ -55,12 +55,12 @@ class Square(Attack[State]):
             raise ValueError(f"expected horizon >= 1 and finite, but got {self.horizon}")
 
     def init(self, task: Task, query: Oracle) -> State:
-        x = _stripes(task) if task.norm == "linf" else _grid_of_bumps(task)
+        x = self.start(task)
         loss = task.objective(query(x))  # accepted whatever it is
         return State(x, loss, self.accept.start(loss))
 
     def step(self, task: Task, query: Oracle, state: State, t: int) -> State:
-        x = self._recoloured(task, state.best, t) if task.norm == "linf" else self._moved(task, state.best, t)
+        x = self.propose(task, state.best, t)
         loss = task.objective(query(x))
         accepted, memory = self.accept(state.loss, loss, state.memory)
         return State(
@@ -68,6 +68,14 @@ class Square(Attack[State]):
             torch.where(accepted, loss, state.loss),
             memory,
         )
+
+    def start(self, task: Task) -> Tensor:
+        """The first images (N, C, H, W): vertical stripes for L-inf, a grid of bumps for L2."""
+        return _stripes(task) if task.norm == "linf" else _grid_of_bumps(task)
+
+    def propose(self, task: Task, best: Tensor, t: int) -> Tensor:
+        """The images to ask at iteration t (N, C, H, W), from the current ones."""
+        return self._recoloured(task, best, t) if task.norm == "linf" else self._moved(task, best, t)
 
     def side(self, t: int, height: int, width: int) -> int:
         """Side of the window at iteration t, from p_init halved (..., doubled in time) by the schedule."""
@@ -121,7 +129,7 @@ class Square(Attack[State]):
         lost += _each_length(delta[new]) ** 2  # of the union of both windows, in each channel
         size = (spare[:, :, None, None] + lost).sqrt()
         delta[new] = direction / (TINY + _each_length(direction)) * size
-        return _on_the_sphere(task, delta)
+        return on_the_sphere(task, delta)
 
 
 def _stripes(task: Task) -> Tensor:
@@ -144,10 +152,11 @@ def _grid_of_bumps(task: Task) -> Tensor:
     top, left = (h - rows * side) // 2, (w - columns * side) // 2
     tiled = (signs * tiles).reshape(n, c, rows * side, columns * side)
     delta[:, :, top : top + rows * side, left : left + columns * side] = tiled
-    return _on_the_sphere(task, delta)
+    return on_the_sphere(task, delta)
 
 
-def _on_the_sphere(task: Task, delta: Tensor) -> Tensor:
+def on_the_sphere(task: Task, delta: Tensor) -> Tensor:
+    """The clean images plus changes (N, C, H, W) brought to the length eps, clipped to [0, 1]."""
     return (task.images + delta * (task.eps / length(delta).clamp_min(TINY))[:, None, None, None]).clamp(0, 1)
 
 
