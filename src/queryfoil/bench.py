@@ -164,9 +164,13 @@ def _trace(p: Prepared, s: CellStore) -> None:
     """Both losses along an attack on the undefended network, and along one on the defended model.
 
     On one image: the first that survives the cell's attack, or the last to fall. The margin that the
-    attacker does not see comes from an uncounted replay of its queries.
+    attacker does not see comes from an uncounted replay of its queries. Empty for attacks that are no greedy
+    search, which have no current point that goes down.
     """
     if s.read("trace", table.TRACE) is not None:
+        return
+    if settings(p.attack).get("accept") != "greedy":
+        s.write("trace", table.TRACE.empty_table())
         return
     fooled_at = table.fooled_at(s.attacked())
     task = replace(p.task.rows(slice(int(fooled_at.argmax()), int(fooled_at.argmax()) + 1)), loss="margin")

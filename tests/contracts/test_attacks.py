@@ -26,12 +26,16 @@ HYPER = {  # so that attacks made for larger images and budgets get somewhere he
 NEAR = {"linf": 1.3, "l2": 1.6}  # of the distance of a linear model, where 15 of 16 fall within 2,000 queries
 
 
+TRAINING = {"querynet"}  # attacks that train networks at every query: their contract is for `make test-all`
+SLOW = pytest.mark.slow
+
+
 def attack_of(name, norm):
     return build(name, norm=norm, **{**HYPER.get(name, {}), **HYPER.get(f"{name}-{norm}", {})})
 
 
 KINDS = [
-    pytest.param(attack_of(name, norm), norm, id=f"{name}-{norm}")
+    pytest.param(attack_of(name, norm), norm, id=f"{name}-{norm}", marks=SLOW if name in TRAINING else ())
     for name, kind in ATTACKS.items()
     for norm in kind.norms
 ]

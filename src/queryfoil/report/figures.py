@@ -186,8 +186,8 @@ def _wrapped(label: str) -> str:
 
 
 def all_of(results: list[CellResult]) -> list[Picture]:
-    """The figures of a report: of losses along an attack, one for each cell that AAA protects."""
-    misled = [r for r in results if any(d.name == "aaa" for d in r.cell.defenses)]
+    """The figures of a report: of losses along an attack, one for each cell in which AAA meets a greedy search."""
+    misled = [r for r in results if len(r.trace) and any(d.name == "aaa" for d in r.cell.defenses)]
     return [
         accuracy_over_queries(results),
         *map(losses_along_an_attack, misled),
