@@ -49,12 +49,14 @@ class Remembered(nn.Module):
 
 
 def square(door: Door) -> None:
-    """ART's Square with our horizon: its schedule is scaled to its iterations."""
+    """ART's Square with our horizon: its schedule is scaled to its iterations.
+
+    L-inf alone: in L2, ART 1.20.1 asks about images of NaN.
+    """
     from art.attacks.evasion import SquareAttack
 
-    norm = np.inf if door.task.norm == "linf" else 2
     attack = SquareAttack(
-        art_classifier(door), norm=norm, eps=door.task.eps, max_iter=10_000, p_init=0.05, nb_restarts=1, verbose=False
+        art_classifier(door), eps=door.task.eps, max_iter=10_000, p_init=0.05, nb_restarts=1, verbose=False
     )
     attack.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
 
@@ -77,7 +79,6 @@ def hopskipjump(door: Door) -> None:
 
 PAIRS: dict[str, tuple[str, dict[str, Any], str, float, Callable[[Door], None], str]] = {
     "square linf": ("square", {}, "linf", 16 / 255, square, "logits"),
-    "square l2": ("square", {}, "l2", 1.5, square, "logits"),
     "simba pixel, no ball": ("simba", {"basis": "pixel"}, "l2", 100.0, simba, "probs"),
     "hopskipjump l2": ("hopskipjump", {}, "l2", 2.0, hopskipjump, "labels"),
 }

@@ -11,6 +11,7 @@ from rich.table import Table
 from queryfoil import __version__, attacking, plan
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS
+from queryfoil.attacks.acceptance import ACCEPTANCE
 from queryfoil.chunks import CHUNK
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
@@ -190,9 +191,10 @@ def fit(
 @app.command("list")
 @plainly
 def list_command() -> None:
-    """Show every attack, defense, model, data set, recipe and plan, with a line each."""
+    """Show every attack, acceptance rule, defense, model, data set, recipe and plan, with a line each."""
     groups: dict[str, dict[str, str]] = {
         "attacks": {k: _first_line(v) for k, v in ATTACKS.items()},
+        "acceptance rules": {k: _first_line(v) for k, v in ACCEPTANCE.items()},
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
         "models": {k: f"{_first_line(v)} {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
         "data sets": DATASETS,
