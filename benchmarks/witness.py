@@ -1,9 +1,9 @@
 """Our attacks against the same attacks in the Adversarial Robustness Toolbox (install the extra `peers`).
 
 Both on the same images of the shipped network, with the same hyper-parameters, through the same oracle and
-judge. ART asks about some images again that it has asked about before, as it counts no queries; here an
-answer that it has had already costs nothing, so that the searches compare. For each pair: accuracy left at 100
-and 500 queries, and the paired difference with twice its standard error.
+judge. ART's Square asks about its current image again in every step, as ART counts no queries; there, an answer that
+it has had already costs nothing, so that the searches compare. For each pair: accuracy left at 100 and 500 queries,
+and the paired difference with twice its standard error.
 
 python benchmarks/witness.py [--n 200] [--out FILE.json]
 """
@@ -55,8 +55,9 @@ def square(door: Door) -> None:
     """
     from art.attacks.evasion import SquareAttack
 
+    remembered: Any = Remembered(door)
     attack = SquareAttack(
-        art_classifier(door), eps=door.task.eps, max_iter=10_000, p_init=0.05, nb_restarts=1, verbose=False
+        art_classifier(remembered), eps=door.task.eps, max_iter=10_000, p_init=0.05, nb_restarts=1, verbose=False
     )
     attack.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
 
@@ -94,9 +95,8 @@ def compare(name: str, n: int) -> dict[str, Any]:
     )
     ours = run(built, model, task, BUDGET).fooled_at
     np.random.seed(0)  # ART draws from numpy's global generator
-    asked: Callable[[Door], object] = lambda door: other(Remembered(door))  # type: ignore[arg-type]  # noqa: E731
     theirs = foreign(
-        asked, model, images.images, images.labels, norm=norm, eps=eps, budget=BUDGET, shows=shows
+        other, model, images.images, images.labels, norm=norm, eps=eps, budget=BUDGET, shows=shows
     ).fooled_at
     row: dict[str, Any] = {"pair": name, "n": n, "norm": norm, "eps": eps, "hyper": hyper}
     for q in REPORT_AT:
