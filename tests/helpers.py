@@ -1,6 +1,7 @@
 """Small models and images that the tests share. All their arithmetic is exact in float32, in any order."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class Plateau(nn.Module):
 class Played:
     """An attack move by move: what it sent, and held after, each query from the second on.
 
-    `states` begins with that of `init`, `sent` with its query, if it made one.
+    `states` begins with that of `init`, `sent` with its query, if it made one; `ends` has len(sent) after each move.
     """
 
     def __init__(self, attack: Any, model: nn.Module, task: Task, steps: int, budget: int = 10**6) -> None:
@@ -102,9 +103,53 @@ class Played:
         self.sent, self.asked = [], []
         door = LabelOracle(self.oracle) if attack.loss is None else self.oracle
         self.states.append(attack.init(task, door))
+        self.ends = [0, len(self.sent)]
         for t in range(steps):
             self.states.append(attack.step(task, door, self.states[-1], t))
+            self.ends.append(len(self.sent))
 
     def _observe(self, ids: Tensor, queries: Tensor, sent: Tensor, scores: Tensor) -> None:
         self.sent.append(sent)
         self.asked.append(ids)
+
+    def of(self, move: int) -> tuple[Tensor, Tensor]:
+        """Ids and images sent in a move; 0 is `init`."""
+        span = slice(self.ends[move], self.ends[move + 1])
+        return torch.cat(self.asked[span]), torch.cat(self.sent[span])
+
+    def counts(self, move: int) -> list[int]:
+        """Queries of each image in a move."""
+        ids, _ = self.of(move)
+        return [int((ids == i).sum()) for i in self.task.ids]
+
+
+class Door:
+    """A LabelOracle for a rule on exact images, without 8 bits and without a budget; it remembers what was asked."""
+
+    def __init__(self, task: Task, fools: Callable[[Tensor], Tensor]) -> None:
+        self.labels, self.fools = task.labels, fools
+        self.live = torch.ones_like(task.labels, dtype=torch.bool)
+        self.shown = task.labels.clone()
+        self.asked: list[tuple[Tensor, Tensor]] = []  # images (N, C, H, W), rows asked (N,)
+
+    def __call__(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        where = self.live if where is None else where
+        if bool(where.any()):
+            self.asked.append((x.clone(), where.clone()))
+        self.shown = torch.where(where, self.labels + self.fools(x).long(), self.shown)
+        return self.shown
+
+
+def away(model: Linear, x: Tensor, length: float) -> Tensor:
+    """Images moved that far (in L2) from a linear model's boundary between two classes, straight away from it."""
+    with torch.no_grad():
+        weight = (model.weight[0] - model.weight[1]).view(x.shape[1:])
+        sides = model(x).diff(dim=1).sign().view(-1, 1, 1, 1)
+        return ((x - sides * length * weight / weight.norm()) * 255).round().clamp(0, 255) / 255
+
+
+def nearest(model: Linear, x: Tensor, norm: str) -> Tensor:
+    """Distance from a linear model of two classes' boundary (N,): the margin over the dual norm of the weights."""
+    with torch.no_grad():
+        weight = (model.weight[0] - model.weight[1]) * 255 / 1024
+        return model(x).diff(dim=1).abs().squeeze(1) / (weight.norm() if norm == "l2" else weight.abs().sum())

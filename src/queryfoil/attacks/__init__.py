@@ -7,8 +7,10 @@ from typing import Any
 
 from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
 from queryfoil.attacks.bandits import Bandits
+from queryfoil.attacks.hopskipjump import HopSkipJump
 from queryfoil.attacks.nes import NES
 from queryfoil.attacks.querynet import QueryNet
+from queryfoil.attacks.rambo import RamBo
 from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.square import Square
@@ -22,6 +24,8 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "nes": NES,
     "bandits": Bandits,
     "querynet": QueryNet,
+    "hopskipjump": HopSkipJump,
+    "rambo": RamBo,
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
