@@ -6,7 +6,7 @@ reported is the median of the pairs with its quartiles. The peer is ART's Square
 the same parameters (install the extra `peers`): its forwards are counted by a wrapper, as ART does not count
 queries, and a step is what advances its search by one proposal.
 
-python benchmarks/engine.py [--rounds 9]
+python benchmarks/engine.py [--rounds 9] [--only square]
 """
 
 import argparse
@@ -131,13 +131,16 @@ def main() -> None:
     """Print a line for each attack and the peer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=ATTACKS, help="one attack alone")
+    chosen = parser.parse_args()
+    rounds = chosen.rounds
     print(f"time per query / time of a bare forward; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name, kind in ATTACKS.items():
+    for name, kind in {chosen.only: ATTACKS[chosen.only]}.items() if chosen.only else ATTACKS.items():
         for norm in kind.norms:
             if kind.loss is not None and kind.rowwise:  # the others are busy with more than queries
                 ours(name, norm, rounds)
-    art(rounds)
+    if chosen.only is None:
+        art(rounds)
 
 
 if __name__ == "__main__":

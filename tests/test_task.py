@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import images
+from queryfoil.oracle import quantize
 from queryfoil.task import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:the images are no multiples")
@@ -150,3 +151,18 @@ def test_images_off_the_grid_of_8_bits_give_a_warning():
     x = torch.full((1, 1, 2, 2), 0.5)
     with pytest.warns(UserWarning, match="no multiples of 1/255"):
         Task.create(x, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("level", [1, 4, 8, 16, 77])
+def test_what_is_just_inside_the_ball_in_l_inf_is_inside_after_the_floor_to_8_bits(level):
+    x = (torch.arange(256.0) / 255).view(-1, 1, 1, 1)
+    task = Task.create(x, torch.zeros(256, dtype=torch.int64), eps=level / 255)
+    inside = 0
+    for excess in torch.logspace(-9, -5, 40):
+        for sign in (1, -1):
+            y = x + sign * (level / 255 + excess)
+            sent = quantize(y)
+            rows = task.contains(y)
+            inside += int(rows.sum())
+            assert int((sent - x)[rows].mul(255).round().abs().max() if bool(rows.any()) else 0) <= level
+    assert 256 < inside < 256 * 80  # the slack takes in some, not all
