@@ -9,6 +9,7 @@ import torch
 import queryfoil as qf
 from helpers import Linear, Watch, images, labels_of
 from queryfoil import checks, files
+from queryfoil.attacks import PRESETS, build
 from queryfoil.attacks.square import Square
 from queryfoil.run import confirm, run
 from queryfoil.task import Task
@@ -231,3 +232,11 @@ def test_an_exception_while_replacing_leaves_the_old_file_and_nothing_else(tmp_p
 def test_text_is_written_as_utf_8(tmp_path):
     files.write_text(tmp_path / "file.txt", "τ = 6")
     assert (tmp_path / "file.txt").read_bytes() == "τ = 6".encode()
+
+
+@pytest.mark.parametrize(("preset", "name"), [(preset, name) for preset in PRESETS for name in PRESETS[preset]])
+def test_a_preset_sets_what_it_says(preset, name):
+    attack = build(name, preset=preset)
+    for key, value in PRESETS[preset][name].items():
+        assert getattr(attack, key) == value
+    assert set(PRESETS[preset]) <= set(qf.ATTACKS)
