@@ -128,7 +128,7 @@ def report_command(
 ) -> None:
     """Make the report of a finished folder again, from what is stored there, and print its table."""
     rows = page.write(folder)
-    results(rows, "defense")
+    results(rows, cells.subject(rows))
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
 
 

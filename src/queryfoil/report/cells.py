@@ -103,6 +103,11 @@ def _interval(interval: Interval) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f}" if low >= 0 else f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
+def subject(rows: list[Row]) -> str:
+    """What the rows of a table differ in: heading of its first column."""
+    return "defense" if len({row["attack"] for row in rows}) == 1 else "attack"
+
+
 def setting(row: Row) -> str:
     """One line that says what was attacked, and how."""
     goal = "targeted" if row["targeted"] else "untargeted"

@@ -61,8 +61,13 @@ def _draw(plot: Callable[[Figure], None], height: float) -> str:
     return svg.replace("<svg ", '<svg role="img" ', 1)
 
 
+def _with_legend(results: list[CellResult]) -> float:
+    """Height of a figure with a line of legend for each cell."""
+    return 2.95 + 0.19 * len(results)
+
+
 def _look(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i + i // len(COLOURS)) % len(STYLES)]}
 
 
 def accuracy_over_queries(results: list[CellResult]) -> Picture:
@@ -79,11 +84,11 @@ def accuracy_over_queries(results: list[CellResult]) -> Picture:
         figure.legend(loc="outside lower center", ncols=1)
 
     caption = (
-        "Share of all images that are still answered correctly after so many queries. Query 1 is the clean image, "
-        "query 2 Square's stripes. A curve that goes flat means that the attack is stuck, not that no adversarial "
+        "Share of all images that are still answered correctly after so many queries, of which the first is the "
+        "clean image. A curve that goes flat means that the attack is stuck, not that no adversarial "
         "example exists."
     )
-    return Picture("Accuracy over queries", _draw(plot, 3.9), caption)
+    return Picture("Accuracy over queries", _draw(plot, _with_legend(results)), caption)
 
 
 def losses_along_an_attack(result: CellResult) -> Picture:
@@ -173,7 +178,7 @@ def scores_by_bin(results: list[CellResult], bins: int = 25) -> Picture:
         "shown; dotted: accuracy. The nearer a solid line is to the grey one, the less a user sees of the defense; "
         "dotted lines that coincide mean that no answer has changed."
     )
-    return Picture("Scores before and after", _draw(plot, 3.9), caption)
+    return Picture("Scores before and after", _draw(plot, _with_legend(results)), caption)
 
 
 def _shown(r: CellResult) -> tuple[metrics.Floats, NDArray[np.int64]]:
@@ -187,10 +192,14 @@ def _wrapped(label: str) -> str:
 
 def all_of(results: list[CellResult]) -> list[Picture]:
     """The figures of a report: of losses along an attack, one for each cell in which AAA meets a greedy search."""
+    models: dict[Any, CellResult] = {}
+    for r in results:
+        models.setdefault((r.cell.dataset, r.cell.model, r.cell.defenses), r)
+    shown = list(models.values())  # scores do not depend on the attack
     misled = [r for r in results if len(r.trace) and any(d.name == "aaa" for d in r.cell.defenses)]
     return [
         accuracy_over_queries(results),
         *map(losses_along_an_attack, misled),
-        scores_by_bin(results),
-        reliability(results),
+        scores_by_bin(shown),
+        reliability(shown),
     ]

@@ -48,7 +48,10 @@ def markdown(plan: Plan, rows: list[Row]) -> str:
     """The table and its conditions, for a README or an issue."""
     columns = cells.columns(rows)
     lines = [f"# {plan.name}", "", plan.about + ".", "", headline(rows), ""]
-    lines += ["| defense | " + " | ".join(c.heading for c in columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += [
+        f"| {cells.subject(rows)} | " + " | ".join(c.heading for c in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
     for row in rows:
         texts = [f"{e.value} ({e.detail})" if e.detail else e.value for e in cells.entries(row, cells.points(rows))]
         lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (row["label"], *texts)) + " |")
@@ -66,6 +69,7 @@ def html(plan: Plan, rows: list[Row], pictures: list[figures.Picture]) -> str:
     return template.render(
         plan=plan,
         headline=headline(rows),
+        subject=cells.subject(rows),
         columns=cells.columns(rows),
         rows=[(row, cells.entries(row, cells.points(rows))) for row in rows],
         limits=LIMITS,
