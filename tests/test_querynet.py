@@ -194,7 +194,7 @@ def test_surrogates_stay_while_one_helps_more_than_square(monkeypatch):
     assert len(played.states[-1].surrogates) == 3
 
 
-@pytest.mark.parametrize("kind", ["small", "search"])
+@pytest.mark.parametrize("kind", ["small", pytest.param("search", marks=pytest.mark.slow)])
 def test_three_rounds_with_each_kind_of_surrogates(kind, monkeypatch):
     monkeypatch.setattr(surrogate, "CELLS", (3, 1, 1))
     model = Linear((3, 5, 6), classes=3, lead=100)
