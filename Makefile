@@ -12,10 +12,10 @@ demo: $(VENV)/bench
 	$(BIN)/queryfoil bench quick --out runs/quick
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-all: $(VENV)/dev
-	$(BIN)/python -m pytest -q -m ''
+	$(BIN)/python -m pytest -q -n auto -m ''
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -84,6 +84,7 @@ def finished(outcome: Outcome) -> None:
             f"stopped at the time limit: {outcome.left:,} of {outcome.total:,} images are still to be attacked; "
             "run the same command to continue",
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(STOPPED)
 
