@@ -7,7 +7,7 @@ import torch
 
 from queryfoil import AAA, bench, data, disguise, fit, metrics, models, plan, summary
 from queryfoil.store import Store
-from queryfoil.train.standard import predict
+from queryfoil.train.loop import predict
 
 FULL = Path("/usr/share/datasets/fashion-mnist")
 

@@ -20,7 +20,7 @@ from queryfoil.models import MODELS
 from queryfoil.models.zoo import card
 from queryfoil.report import cells, page
 from queryfoil.terminal import Display, console, errors, finished, plainly, results
-from queryfoil.train import recipe, standard
+from queryfoil.train import loop, recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -145,7 +145,7 @@ def train(
     """Train a network by a recipe; a killed run continues after its last finished epoch."""
     chosen = recipe.read(name)
 
-    def report(epoch: standard.Epoch) -> None:
+    def report(epoch: loop.Epoch) -> None:
         bar.update(task, completed=epoch.epoch)
         if not errors.is_terminal:
             console.print(
@@ -157,7 +157,7 @@ def train(
         console=errors, disable=not errors.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=chosen.epochs)
-        card = standard.train(chosen, data, out, device, report)
+        card = loop.train(chosen, data, out, device, report)
     console.print(
         f"{out / chosen.name}.safetensors: test accuracy {card['test_accuracy']:.4f}, ECE {card['test_ece']:.4f}"
     )
@@ -198,7 +198,7 @@ def list_command() -> None:
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
         "models": {k: f"{_first_line(v)} {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
         "data sets": DATASETS,
-        "recipes": {p.stem: recipe.read(p.stem).dataset for p in sorted(recipe.SHIPPED.glob("*.toml"))},
+        "recipes": {p.stem: recipe.read(p.stem).about for p in sorted(recipe.SHIPPED.glob("*.toml"))},
         "plans": {k: plan.read(k).about for k in plan.shipped()},
     }
     for kind, entries in groups.items():

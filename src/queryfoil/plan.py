@@ -34,6 +34,10 @@ def _number(value: object) -> object:
         raise ValueError(f"expected a number or a fraction such as '16/255', but got {value!r}") from None
 
 
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, strict=True)]
+"""A finite number, or a text with a fraction."""
+
+
 class Defense(BaseModel):
     """One layer of protection: a name of `DEFENSES`, its arguments, and whether `fit` completes them."""
 
@@ -69,7 +73,7 @@ class Settings(BaseModel):
     accept: str = "greedy"
     loss: str | None = None  # the attack's own; stays None for one that sees labels alone
     norm: str = "linf"
-    eps: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False, strict=True)]
+    eps: Annotated[Number, Field(gt=0)]
     targeted: bool = False
     budget: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -1,9 +1,10 @@
 """Names of networks to trained models: builder here, weights and a card under `shipped/zoo`."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -17,8 +18,22 @@ SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
 
 Movable = TypeVar("Movable", nn.Module, Images)
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "fashion-resnet": ResNet,
+
+class Network(NamedTuple):
+    """How to build a network: what it is, in a line, its class and the arguments of that."""
+
+    about: str
+    kind: Callable[..., nn.Module]
+    arguments: dict[str, Any]
+
+    def __call__(self) -> nn.Module:
+        return self.kind(**self.arguments)
+
+
+MODELS: dict[str, Network] = {
+    "fashion-resnet": Network("undefended residual network, 8 convolutions deep", ResNet, {}),
+    "fashion-resnet-at": Network("the same, adversarially trained in L-inf (PGD)", ResNet, {}),
+    "fashion-resnet-l2": Network("the same, adversarially trained in L2 (PGD)", ResNet, {}),
 }
 
 
@@ -39,6 +54,10 @@ def load(name: str, device: str | torch.device = "cpu", folder: str | Path = SHI
         raise FileNotFoundError(f"expected the weights of {name} at {path}; train them with `queryfoil train {name}`")
     model.load_state_dict(load_file(path))
     return on_device(model.eval().requires_grad_(False), device)
+
+
+cached = functools.cache(load)
+"""`load`, which reads a network once for each device: for those that are asked again and again."""
 
 
 def on_device(thing: Movable, device: str | torch.device) -> Movable:

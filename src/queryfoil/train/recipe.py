@@ -6,6 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from queryfoil.checks import lookup
+from queryfoil.plan import reasons
+from queryfoil.train.objectives import AnyObjective, Standard
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "recipes"
 
@@ -16,6 +18,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    about: str
     dataset: str
     seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
@@ -25,6 +28,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(ge=0)
     shift: int = Field(ge=0)
     flip: bool
+    objective: AnyObjective = Standard()
+    notes: tuple[str, ...] = ()  # what was tried and did not work; goes into the card
 
 
 def read(name_or_path: str) -> Recipe:
@@ -36,7 +41,11 @@ def read(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = lookup({p.stem: p for p in SHIPPED.glob("*.toml")}, name_or_path, "recipe")
+    elif not path.is_file():
+        raise FileNotFoundError(f"expected a recipe at {path}, but there is no such file")
     try:
         return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"the recipe {path} is not valid: {error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise ValueError(f"the recipe {path} is not valid:\n" + reasons(error, "recipe")) from None

@@ -1,8 +1,9 @@
-"""Standard training: cross-entropy, SGD, random shifts and mirrors; resumable after every epoch."""
+"""Training by a recipe: SGD, random shifts and mirrors, the recipe's objective; resumable after every epoch."""
 
 import json
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from queryfoil import data, files, metrics
+from queryfoil import data, files, metrics, rng
 from queryfoil.checks import lookup
 from queryfoil.models.resnet import initialize
 from queryfoil.models.zoo import MODELS, on_device
 from queryfoil.oracle import answers
+from queryfoil.task import Task
+from queryfoil.train.pgd import robust_accuracy
 from queryfoil.train.recipe import Recipe
+
+PGD = (("linf", 8 / 255), ("linf", 16 / 255), ("l2", 1.5))
+"""Balls in which a card tells the accuracy under 20 steps of PGD; the larger ones are those of the shipped plans."""
 
 
 class Epoch(NamedTuple):
@@ -68,8 +74,9 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]  # batch norm and biases: no weight decay
+    weights = [p for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) for p in [m.weight]]
+    decayed = {id(p) for p in weights}
+    others = [p for p in model.parameters() if id(p) not in decayed]  # batch norm, biases, noise: no weight decay
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
@@ -88,8 +95,10 @@ def _train_epoch(
         progress = epoch + i / batches
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _schedule(progress, recipe.epochs)
-        images = augment(train_set.images[rows], recipe.shift, recipe.flip, generator).to(device)
-        loss = F.cross_entropy(model(images), train_set.labels[rows].to(device))
+        images = augment(train_set.images[rows], recipe.shift, recipe.flip, generator)
+        batch = data.Images(images, train_set.labels[rows], train_set.ids[rows]).to(device)
+        with rng.rows(recipe.seed, batch.ids, torch.full_like(batch.ids, epoch * batches + i)):
+            loss = recipe.objective.loss(model, batch, epoch, generator)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -149,7 +158,7 @@ def _finish(
     model: nn.Module, test_set: data.Images, recipe: Recipe, out: Path, resume: Path, log: list[dict[str, float]]
 ) -> dict[str, object]:
     scores = predict(model, test_set.images)
-    probs = metrics.probabilities(scores, "logits")
+    probs = metrics.probabilities(scores, "logits")  # for log-probabilities it is the same
     correct = int((scores.argmax(1) == test_set.labels).sum())
     card = {
         "name": recipe.name,
@@ -157,6 +166,7 @@ def _finish(
         "test_images": len(test_set),
         "test_accuracy": correct / len(test_set),
         "test_ece": round(metrics.ece(probs, test_set.labels), 5),
+        "pgd20_accuracy": _pgd20(model, recipe.dataset),
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -167,3 +177,14 @@ def _finish(
     files.write_text(out / f"{recipe.name}.json", json.dumps(card, indent=1) + "\n")
     resume.unlink(missing_ok=True)
     return card
+
+
+def _pgd20(model: nn.Module, dataset: str) -> dict[str, float]:
+    """Accuracy under 20 steps of PGD on the images that plans attack, by norm and radius."""
+    device = next(model.parameters()).device
+    images = data.load(dataset, "attack").to(device)
+    found = {}
+    for norm, eps in PGD:
+        task = Task.create(images.images, images.labels, images.ids, norm=norm, eps=eps)
+        found[f"{norm} {Fraction(eps).limit_denominator(255)}"] = robust_accuracy(model, task)
+    return found
