@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import images
-from queryfoil import data, models
+from queryfoil import models
 from queryfoil.data import Images
 from queryfoil.defenses.ensemble import Ensemble
 from queryfoil.models import zoo
@@ -47,9 +47,9 @@ def test_pgd_finds_the_worst_image_of_a_linear_model(norm):
     w = torch.randn(16, generator=generator(1))
     x, eps = near_the_middle(), 0.2 if norm == "l2" else 8 / 255
     task = Task.create(x, torch.ones(len(x), dtype=torch.int64), norm=norm, eps=eps, loss="cross_entropy")
-    found = pgd(Plane(w), task, 30, eps / 4, generator())
+    found = pgd(Plane(w), task, 60, eps / 4, generator())
     worst = x.flatten(1) - eps * (w.sign() if norm == "linf" else w / w.norm())
-    torch.testing.assert_close(found.flatten(1), worst, atol=2e-4, rtol=0)
+    torch.testing.assert_close(found.flatten(1), worst, atol=1e-3, rtol=0)
     assert bool(task.contains(found).all())
 
 
@@ -176,7 +176,7 @@ def quick(**changes):
     return recipe.Recipe(**settings)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -184,11 +184,11 @@ class Killed(Exception):
 def test_a_killed_training_ends_with_the_same_weights(few_images, tmp_path, objective, same_random_states):
     def kill(epoch):
         if epoch.epoch == 2:
-            raise Killed
+            raise KilledError
 
     chosen = quick(objective=objective)
     whole = loop.train(chosen, few_images, tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop.train(chosen, few_images, tmp_path / "killed", report=kill)
     epochs = []
     card = loop.train(chosen, few_images, tmp_path / "killed", report=epochs.append)
@@ -205,9 +205,9 @@ def test_a_killed_training_ends_with_the_same_weights(few_images, tmp_path, obje
 
 def test_another_recipe_does_not_continue_a_training(few_images, tmp_path):
     def kill(epoch):
-        raise Killed
+        raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop.train(quick(), few_images, tmp_path / "out", report=kill)
     with pytest.raises(ValueError, match=r"belongs to another recipe"):
         loop.train(quick(lr=0.2), few_images, tmp_path / "out")

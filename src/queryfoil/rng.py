@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -103,11 +103,8 @@ def rows(seed: int, ids: Tensor, queries: Tensor) -> Iterator[None]:
     The oracle opens it around every call of a model, so that noise is fresh at each query of an image
     and yet does not depend on the batch.
     """
-    token = _rows.set((seed, ids, queries, itertools.count(_DEFENSE)))
-    try:
+    with _drawing(seed, ids, queries, _DEFENSE):
         yield
-    finally:
-        _rows.reset(token)
 
 
 def noise_like(x: Tensor) -> Tensor:
@@ -122,3 +119,41 @@ def noise_like(x: Tensor) -> Tensor:
     if len(ids) != len(x):
         raise ValueError(f"expected a batch of {len(ids)} rows, as the oracle sent it, but got {len(x)}")
     return normal(seed, ids, queries, next(draws), x[0].numel()).view(x.shape).to(x)
+
+
+def by_query(n: int) -> list[tuple[Tensor, AbstractContextManager[None]]]:
+    """The rows of a batch of `n` that are at the same query number, and a block in which to draw for them.
+
+    For noise that all images share: within the block, `shared_noise_like` is a function of seed and query. Outside
+    `rows`, all rows are one group.
+    """
+    context = _rows.get()
+    if context is None:
+        return [(torch.arange(n), nullcontext())]
+    seed, ids, queries, draws = context
+    if len(ids) != n:
+        raise ValueError(f"expected a batch of {len(ids)} rows, as the oracle sent it, but got {n}")
+    first = next(draws) << 20  # each call its own draws, the same for every group
+    groups = [(queries == query).nonzero().squeeze(1) for query in sorted(set(queries.tolist()))]
+    return [(index, _drawing(seed, ids[index], queries[index], first)) for index in groups]
+
+
+@contextmanager
+def _drawing(seed: int, ids: Tensor, queries: Tensor, first: int) -> Iterator[None]:
+    token = _rows.set((seed, ids, queries, itertools.count(first)))
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
+def shared_noise_like(weight: Tensor) -> Tensor:
+    """Standard normal noise in the shape of a weight, the same for all images; ask within a block of `by_query`."""
+    context = _rows.get()
+    if context is None:
+        return torch.randn(weight.shape, generator=_fresh).to(weight)
+    seed, ids, queries, draws = context
+    if bool((queries != queries[0]).any()):
+        raise ValueError("expected images at one query number for noise that they share; ask within rng.by_query")
+    shared = torch.full_like(ids[:1], -1)  # no image has this id
+    return normal(seed, shared, queries[:1], next(draws), weight.numel()).view(weight.shape).to(weight)

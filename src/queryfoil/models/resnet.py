@@ -1,6 +1,7 @@
 """A small residual network for small images: the victim that ships with the library."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,13 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
     Leaves the global random state alone, so that training is a function of its seed.
     """
     for module in model.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        weight: Any = module.weight
+        if isinstance(noisy := getattr(module, "parametrizations", None), nn.ModuleDict):  # behind weight noise
+            weight = noisy["weight"].original
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+            nn.init.kaiming_normal_(weight, mode="fan_out", generator=generator)
+        else:
+            nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
             nn.init.zeros_(module.bias)

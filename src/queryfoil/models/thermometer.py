@@ -9,8 +9,8 @@ from torch import Tensor, nn
 def encode(x: Tensor, levels: int) -> Tensor:
     """Each value of (N, C, H, W) in [0, 1] as `levels` bits, (N, C * levels, H, W): bit i is 1 where x > i / levels.
 
-    The bits are steps. Backward, each has the slope of a ramp from i / levels to (i + 1) / levels (BPDA: Athalye et al.,
-    ICML 2018), so that a white-box attack on it means something.
+    The bits are steps. Backward, bit i has the slope of a ramp from i / levels to (i + 1) / levels (BPDA: Athalye et
+    al., ICML 2018), so that a white-box attack on it means something.
 
     >>> encode(torch.tensor([[[[0.3]]]]), levels=4).flatten()
     tensor([1., 1., 0., 0.])

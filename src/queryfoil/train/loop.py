@@ -74,9 +74,8 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    weights = [p for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) for p in [m.weight]]
-    decayed = {id(p) for p in weights}
-    others = [p for p in model.parameters() if id(p) not in decayed]  # batch norm, biases, noise: no weight decay
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]  # batch norm, biases, noise: no weight decay
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
@@ -127,10 +126,15 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies, as a layer that is used in several places is there several times."""
+    return {k: v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+
+
 def _save_resume(
     path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.SGD, log: list[dict[str, float]]
 ) -> None:
-    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in _state(model).items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors[f"momentum.{i}"] = state["momentum_buffer"].contiguous()
     meta = {"recipe": recipe.model_dump_json(), "log": json.dumps(log)}
@@ -173,7 +177,7 @@ def _finish(
         "log": log,
     }
     with files.replacing(out / f"{recipe.name}.safetensors") as temporary:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+        save_file(_state(model), temporary)
     files.write_text(out / f"{recipe.name}.json", json.dumps(card, indent=1) + "\n")
     resume.unlink(missing_ok=True)
     return card

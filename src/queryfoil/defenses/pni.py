@@ -1,0 +1,69 @@
+"""PNI: parametric noise injection (He, Rakin and Fan, CVPR 2019)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from queryfoil import rng
+from queryfoil.checks import is_real
+
+
+class WeightNoise(nn.Module):
+    """Adds alpha std(W) eta to a weight W, where eta is standard normal and drawn at each call.
+
+    `alpha` is trained: one number, or one for each output channel.
+    """
+
+    def __init__(self, alpha: Tensor) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(alpha)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        alpha = self.alpha.view(-1, *[1] * (weight.ndim - 1))
+        return weight + alpha * weight.detach().std() * rng.shared_noise_like(weight)
+
+
+class PNI(nn.Module):
+    """Noise on the weights of every convolution and linear layer, in evaluation too, with a trained strength.
+
+    The model is copied, and each of these layers of the copy gets a `WeightNoise`: one number a layer, or one an output
+    channel (`channelwise`), that starts at `alpha`. Biases have no noise. `queryfoil train` trains it like any other
+    network.
+
+    The release draws the noise once a call, for all images of the batch. Here it is a function of seed and
+    query number, the same for all images, so that a result does not depend on the batch: images
+    at different query numbers are asked in groups. Outside the benchmark it is fresh at every call. Costs as much as
+    the model, and a draw for each weight.
+    """
+
+    deterministic = False
+    keeps_label = False
+    rowwise = True
+
+    def __init__(self, model: nn.Module, *, channelwise: bool = True, alpha: float = 0.25) -> None:
+        super().__init__()
+        if not is_real(alpha) or not 0 <= alpha < float("inf"):
+            raise ValueError(f"expected alpha >= 0, in standard deviations of a layer's weights, but got {alpha!r}")
+        self.model = copy.deepcopy(model)
+        self.training = model.training
+        self.output: str = getattr(model, "output", "logits")
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        if not layers:
+            raise ValueError("expected a model with convolutions (2-D) or linear layers, but it has none")
+        for layer in layers:
+            strength = layer.weight.new_full((len(layer.weight) if channelwise else 1,), float(alpha))
+            noise = WeightNoise(strength).train(layer.training)
+            parametrize.register_parametrization(layer, "weight", noise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (N, K)."""
+        parts: list[Tensor] = []
+        groups = rng.by_query(len(x))
+        for index, drawing in groups:
+            with drawing:
+                parts.append(self.model(x if len(groups) == 1 else x[index]))
+        if len(groups) == 1:
+            return parts[0]
+        return torch.cat(parts)[torch.cat([index for index, _ in groups]).argsort()]
