@@ -76,8 +76,8 @@ class BottleneckResNet(nn.Module):
     - ResNeXt-101 32x8d: (3, 4, 23, 3), groups 32, group_width 8... in torchvision's count 256 / 64 x 8 = 32 groups of 8
     - FD: the latter with denoise, same, bgr, and 2 x - 1 as normalization
 
-    >>> sum(p.numel() for p in BottleneckResNet((1, 1), base=8, classes=10).parameters())
-    7786
+    >>> sum(p.numel() for p in BottleneckResNet((1, 1), base=8, group_width=8, classes=10).parameters())
+    9362
     """
 
     output = "logits"

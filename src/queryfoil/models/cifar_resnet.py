@@ -32,15 +32,15 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = conv(outputs, outputs, 3)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if inputs != outputs and shortcut == "pad":
-            self.shortcut = Pad(outputs)
+            self.downsample = Pad(outputs)
         elif inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return torch.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
 
 class CifarResNet(nn.Module):
@@ -77,10 +77,10 @@ class CifarResNet(nn.Module):
             stages.append(nn.Sequential(first, *(Block(width, width, 1, shortcut) for _ in range(blocks - 1))))
             inputs = width
         self.layer1, self.layer2, self.layer3 = stages
-        self.linear = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(inputs, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(self.normalize(x))))
-        logits: Tensor = self.linear(self.layer3(self.layer2(self.layer1(out))).mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.layer3(self.layer2(self.layer1(out))).mean(dim=(2, 3)))
         return logits
