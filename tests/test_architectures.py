@@ -95,7 +95,10 @@ def test_pssilu_is_zero_at_zero_and_grows_like_x():
     torch.testing.assert_close(activation(x), torch.tensor([0.0, 100.0, 25.0]))  # (0 - 0.2) / 0.8 of -100
 
 
-@pytest.mark.parametrize(("kernel", "stride", "size", "sides"), [(7, 2, 224, (2, 3)), (3, 2, 112, (0, 1)), (3, 2, 7, (1, 1)), (3, 1, 5, (1, 1)), (1, 2, 4, (0, 0))])  # fmt: skip
+PADDED = [(7, 2, 224, (2, 3)), (3, 2, 112, (0, 1)), (3, 2, 7, (1, 1)), (3, 1, 5, (1, 1)), (1, 2, 4, (0, 0))]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size", "sides"), PADDED)
 def test_tensorflows_padding_puts_the_odd_rest_behind(kernel, stride, size, sides):
     x = torch.ones(1, 1, size, 4)
     padded = pad_same(x, kernel, stride)

@@ -14,8 +14,6 @@ from queryfoil.attacks import settings
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
 from queryfoil.data import Images
 from queryfoil.defenses import DEFENSES, tau_of
-from queryfoil.defenses.aaa import AAA
-from queryfoil.defenses.calibration import fit
 from queryfoil.models import MODELS
 from queryfoil.oracle import Model, answers
 from queryfoil.plan import Cell, Plan, digest
@@ -112,9 +110,9 @@ def _defend(
     for defense in cell.defenses:
         if defense.fit:
             scores = _clean_answers(model, calibration.to(device), cell.seed)
-            found = fit(scores, calibration.labels.to(device), **defense.arguments)
-            model = AAA.from_fit(model, found)
-            fitted.append(vars(found))
+            labels = calibration.labels.to(device)
+            model, found = DEFENSES[defense.name].fitted(model, scores, labels, **defense.arguments)
+            fitted.append(found)
         else:
             model = DEFENSES[defense.name](model, **defense.arguments)
             fitted.append(None)

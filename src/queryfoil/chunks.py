@@ -127,7 +127,8 @@ def _name(rows: slice) -> str:
 
 def _missing(job: Job, store: CellStore, size: int) -> Iterator[slice]:
     ids = job.task.ids.cpu().numpy()
-    size = size if job.attack.rowwise else len(job)  # what learns from all images at once runs on all at once
+    if not (job.attack.rowwise and getattr(job.model, "rowwise", True)):
+        size = len(job)  # what ties images together runs on all at once
     for start in range(0, len(job), size):
         rows = slice(start, min(start + size, len(job)))
         found = store.read(_name(rows), table.ATTACKED)

@@ -53,13 +53,16 @@ class Defense(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> "Defense":
         kind = lookup(DEFENSES, self.name, "defense")
-        accepted = dict.fromkeys(name for name in inspect.signature(kind).parameters if name != "model")
-        for name in self.arguments:
-            lookup(accepted, name, f"argument of {self.name}")
-        if self.fit and self.name != "aaa":
-            raise ValueError(f"only aaa can be fitted, but fit is set for {self.name}")
+        fitted = getattr(kind, "fitted", None)
+        if self.fit and fitted is None:
+            fits = ", ".join(name for name, kind in DEFENSES.items() if hasattr(kind, "fitted"))
+            raise ValueError(f"fit is set for {self.name}, which has nothing to fit; only {fits} can be fitted")
+        parameters = inspect.signature(fitted if self.fit and fitted else kind).parameters
+        accepted = dict.fromkeys(name for name in parameters if name not in ("model", "scores", "labels"))
         if self.fit and "temperature" in self.arguments:
             raise ValueError("fit finds the temperature, so setting it as well would have no effect; leave one out")
+        for name in self.arguments:
+            lookup(accepted, name, f"argument of {self.name}")
         return self
 
 

@@ -11,15 +11,43 @@ from helpers import Declared, Linear, images
 from queryfoil import rng
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.aaa import AAA
+from queryfoil.defenses.dent import DENT
 from queryfoil.defenses.noise import InputNoise
+from queryfoil.defenses.pni import PNI
+from queryfoil.defenses.preprocess import JPEG
 from queryfoil.oracle import answers
 
+
+class Behind(nn.Module):
+    """A model behind a batch norm and a convolution that change nothing, for defenses that need such layers."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.bn, self.conv, self.model = nn.BatchNorm2d(1, eps=0), nn.Conv2d(1, 1, 3, 1, 1, bias=False), model
+        nn.init.dirac_(self.conv.weight)
+        self.output = getattr(model, "output", "logits")
+        for module in (self, self.bn, self.conv):
+            module.training = model.training
+
+    def forward(self, x):
+        return self.model(self.conv(self.bn(x)))
+
+
+def needed(name, model):
+    return Behind(model) if name in ("dent", "pni") else model
+
+
 BUILDS = {
-    **DEFENSES,
+    **{name: lambda model, name=name, kind=kind: kind(needed(name, model)) for name, kind in DEFENSES.items()},
     "aaa sine": lambda model: AAA(model, curve="sine", tau=2.0, temperature=1.5),
     "aaa adam": lambda model: AAA(model, solver="adam", tau=2.0),
     "aaa(noise)": lambda model: AAA(InputNoise(model)),
     "noise(aaa)": lambda model: InputNoise(AAA(model)),
+    "dent, one step": lambda model: DENT(Behind(model), steps=1),
+    "pni": lambda model: PNI(Behind(model), alpha=0.1),
+    "pni, layer-wise": lambda model: PNI(Behind(model), channelwise=False, alpha=0.1),
+    "aaa(dent)": lambda model: AAA(DENT(Behind(model)), tau=2.0),
+    "aaa(jpeg)": lambda model: AAA(JPEG(model), tau=2.0),
     "aaa(aaa)": lambda model: AAA(AAA(model, tau=2.0)),
 }
 BAD = {  # settings that each defense must refuse
@@ -37,7 +65,15 @@ BAD = {  # settings that each defense must refuse
         {"solver": "adam", "steps": -1},
         {"solver": "adam", "lr": 0.0},
     ],
+    "temperature": [{"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": float("inf")}],
     "input_noise": [{"std": -0.1}, {"std": float("nan")}, {"std": float("inf")}],
+    "output_noise": [{"std": -0.1}, {"std": float("nan")}, {"std": float("inf")}],
+    "dent": [{"steps": -1}, {"steps": 1.5}],
+    "pni": [{"alpha": -0.1}, {"alpha": float("inf")}],
+    "bit_depth": [{"bits": 0}, {"bits": 9}, {"bits": 2.0}],
+    "jpeg": [{"quality": 0}, {"quality": 96}, {"quality": 75.0}],
+    "median": [{"size": 1}, {"size": 8}, {"size": True}],
+    "total_variation": [{"keep": 0.0}, {"keep": 1.1}, {"weight": 0.0}, {"weight": float("inf")}, {"steps": 0}],
 }
 
 KEEPING = {
@@ -60,7 +96,7 @@ class Certain(nn.Module):
         self.eval()
 
     def forward(self, x):
-        return torch.tensor([0.0, 1.0, 0.0], dtype=self.dtype).expand(len(x), 3)
+        return torch.tensor([0.0, 1.0, 0.0], dtype=self.dtype) + 0 * x.mean((1, 2, 3)).to(self.dtype)[:, None]
 
 
 def ask(model, x, ids=None, queries=None):
@@ -189,7 +225,7 @@ def test_an_unknown_kind_of_output_raises(build):
 def test_settings_that_make_no_sense_raise(name):
     for settings in BAD[name]:
         with pytest.raises(ValueError, match=r"expected|have no effect"):
-            DEFENSES[name](Linear(), **settings)
+            DEFENSES[name](needed(name, Linear()), **settings)
 
 
 @every_defense
@@ -207,7 +243,7 @@ def test_the_first_argument_is_the_model_and_the_repr_shows_the_settings(name):
     model, *settings = inspect.signature(kind).parameters.values()
     assert model.name == "model"
     assert all(setting.kind is setting.KEYWORD_ONLY for setting in settings)
-    shown = repr(kind(Linear()))
+    shown = repr(kind(needed(name, Linear())))
     for setting in settings:
         if setting.name not in ("steps", "lr"):  # refused by AAA's exact solver
             assert f"{setting.name}=" in shown

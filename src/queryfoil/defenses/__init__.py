@@ -1,14 +1,29 @@
 """Defenses: modules whose first argument is the model they wrap; `DEFENSES` names them."""
 
+from typing import Any
+
 from torch import nn
 
 from queryfoil.defenses.aaa import AAA
-from queryfoil.defenses.noise import InputNoise
+from queryfoil.defenses.dent import DENT
+from queryfoil.defenses.noise import InputNoise, OutputNoise
+from queryfoil.defenses.pni import PNI
+from queryfoil.defenses.preprocess import JPEG, BitDepth, Median, TotalVariation
+from queryfoil.defenses.temperature import TemperatureScaling
 
-DEFENSES: dict[str, type[nn.Module]] = {
+DEFENSES: dict[str, Any] = {
     "aaa": AAA,
+    "temperature": TemperatureScaling,
     "input_noise": InputNoise,
+    "output_noise": OutputNoise,
+    "dent": DENT,
+    "pni": PNI,
+    "bit_depth": BitDepth,
+    "jpeg": JPEG,
+    "median": Median,
+    "total_variation": TotalVariation,
 }
+"""Name to class: the model first, then settings by name."""
 
 
 def tau_of(model: object) -> float | None:

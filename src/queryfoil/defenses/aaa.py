@@ -1,16 +1,18 @@
 """AAA as a module around any trained model (Chen et al., NeurIPS 2022)."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from queryfoil.defenses.calibration import Fit
+from queryfoil.defenses.calibration import Fit, fit
+from queryfoil.defenses.defense import Defense
 from queryfoil.defenses.disguise import LR, STEPS, TWO_CLASSES, check_settings, disguise
 from queryfoil.oracle import as_log_scores
 
 
-class AAA(nn.Module):
+class AAA(Defense):
     """AAA: same answer, misleading margin, calibrated confidence.
 
     `model` maps images to scores (N, K) and declares what they are by an attribute `output`: "logits"
@@ -26,8 +28,6 @@ class AAA(nn.Module):
     True
     """
 
-    rowwise = True
-
     def __init__(
         self,
         model: nn.Module,
@@ -41,17 +41,32 @@ class AAA(nn.Module):
         steps: int = STEPS,
         lr: float = LR,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-        self.output: str = getattr(model, "output", "logits")
+        super().__init__(model)
         if self.output not in ("logits", "log_probs", "probs"):
             raise ValueError(f"expected a model's output to be logits, log_probs or probs, but got {self.output!r}")
         self.curve, self.tau, self.beta, self.temperature = curve, tau, beta, temperature
         self.alpha = check_settings(curve, tau, alpha, beta, temperature, solver, steps, lr)
         self.solver, self.steps, self.lr = solver, steps, lr
         self.keeps_label = solver == "exact"
-        self.deterministic: bool = getattr(model, "deterministic", True)
+
+    @classmethod
+    def fitted(
+        cls,
+        model: nn.Module,
+        scores: Tensor,
+        labels: Tensor,
+        *,
+        curve: str = "linear",
+        tau: float | None = None,
+        alpha: float | None = None,
+        beta: float = 5.0,
+        solver: str = "exact",
+        steps: int = STEPS,
+        lr: float = LR,
+    ) -> tuple["AAA", dict[str, Any]]:
+        """The model protected with what `fit` finds on its held-out scores (N, K); and what was found."""
+        found = fit(scores, labels, curve=curve, tau=tau, alpha=alpha, beta=beta, solver=solver, steps=steps, lr=lr)
+        return cls.from_fit(model, found), vars(found)
 
     @classmethod
     def from_fit(cls, model: nn.Module, fit: Fit) -> "AAA":

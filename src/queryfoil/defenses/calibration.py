@@ -118,7 +118,7 @@ def fit(
     alpha = check_settings(curve, 1.0 if tau is None else tau, alpha, beta, 1.0, solver, steps, lr)
     settings: dict[str, Any] = {"curve": curve, "alpha": float(alpha), "beta": float(beta)}
     settings |= {"solver": solver, "steps": int(steps), "lr": float(lr)}
-    _check(logits, labels)
+    check_held_out(logits, labels)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.detach()
     if logits.shape[1] == 2:
         warnings.warn(TWO_CLASSES, stacklevel=2)
@@ -168,7 +168,8 @@ def _largest_tau(grid: list[float], error: Callable[[float], float], strict: flo
     )
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
+def check_held_out(logits: Tensor, labels: Tensor) -> None:
+    """ValueError unless these are logits (N, K) and labels (N,) of enough images to fit something."""
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         raise ValueError(
             f"expected logits and labels as tensors, but got {type(logits).__name__} and {type(labels).__name__}"

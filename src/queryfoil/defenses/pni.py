@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from queryfoil import rng
 from queryfoil.checks import is_real
+from queryfoil.defenses.defense import Defense
 
 
 class WeightNoise(nn.Module):
@@ -25,7 +26,7 @@ class WeightNoise(nn.Module):
         return weight + alpha * weight.detach().std() * rng.shared_noise_like(weight)
 
 
-class PNI(nn.Module):
+class PNI(Defense):
     """Noise on the weights of every convolution and linear layer, in evaluation too, with a trained strength.
 
     The model is copied, and each of these layers of the copy gets a `WeightNoise`: one number a layer, or one an output
@@ -39,23 +40,20 @@ class PNI(nn.Module):
     """
 
     deterministic = False
-    keeps_label = False
-    rowwise = True
 
     def __init__(self, model: nn.Module, *, channelwise: bool = True, alpha: float = 0.25) -> None:
-        super().__init__()
+        super().__init__(copy.deepcopy(model))
         if not is_real(alpha) or not 0 <= alpha < float("inf"):
             raise ValueError(f"expected alpha >= 0, in standard deviations of a layer's weights, but got {alpha!r}")
-        self.model = copy.deepcopy(model)
-        self.training = model.training
-        self.output: str = getattr(model, "output", "logits")
+        self.channelwise, self.alpha = channelwise, float(alpha)
         layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        layers = [layer for layer in layers if layer.weight.numel() > 1]  # one number has no standard deviation
         if not layers:
             raise ValueError("expected a model with convolutions (2-D) or linear layers, but it has none")
         for layer in layers:
             strength = layer.weight.new_full((len(layer.weight) if channelwise else 1,), float(alpha))
-            noise = WeightNoise(strength).train(layer.training)
-            parametrize.register_parametrization(layer, "weight", noise)
+            parametrize.register_parametrization(layer, "weight", WeightNoise(strength))
+            layer.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, K)."""
@@ -63,7 +61,8 @@ class PNI(nn.Module):
         groups = rng.by_query(len(x))
         for index, drawing in groups:
             with drawing:
-                parts.append(self.model(x if len(groups) == 1 else x[index]))
-        if len(groups) == 1:
-            return parts[0]
+                if len(groups) == 1:
+                    return self.model(x)  # type: ignore[no-any-return]
+                rows = index if len(index) > 1 else index.repeat(2)  # one row alone differs in the last bit
+                parts.append(self.model(x[rows])[: len(index)])
         return torch.cat(parts)[torch.cat([index for index, _ in groups]).argsort()]
