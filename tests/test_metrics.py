@@ -88,6 +88,66 @@ def test_binned_gap_takes_leading_dimensions():
         assert gaps_of_shared[i] == pytest.approx(ece_by_loop(confidences[i], hits[0, 0]))
 
 
+@pytest.mark.parametrize("bins", [1, 3, 15])
+def test_the_maximum_calibration_error_is_the_largest_gap_of_a_bin(bins):
+    probs, labels = random_probs()
+    content = bins_by_loop(probs.max(1), probs.argmax(1) == labels, bins)
+    expected = max(abs(np.mean(c) - np.mean(h)) for c, h in content if c)
+    assert metrics.mce(probs, labels, bins) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_adaptive_bins_hold_equally_many_images(bins):
+    probs, labels = random_probs()
+    rows = sorted(
+        (top, answer == label) for top, answer, label in zip(probs.max(1), probs.argmax(1), labels, strict=True)
+    )
+    n, total, start = len(rows), 0.0, 0
+    for b in range(bins):
+        size = n // bins + (b < n % bins)
+        part = rows[start : start + size]
+        total += size / n * abs(sum(hit for _, hit in part) / size - sum(top for top, _ in part) / size)
+        start += size
+    assert metrics.adaptive_ece(probs, labels, bins) == pytest.approx(total)
+
+
+def test_images_of_equal_confidence_keep_their_order_in_adaptive_bins():
+    probs = [[0.75, 0.25]] * 4
+    assert metrics.adaptive_ece(probs, [0, 0, 1, 1], bins=2) == pytest.approx((0.25 + 0.75) / 2)
+    assert metrics.adaptive_ece(probs, [0, 1, 0, 1], bins=2) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("bins", [0, 5])
+def test_adaptive_bins_must_not_be_empty(bins):
+    with pytest.raises(ValueError, match=f"expected from 1 to 4 bins, the number of images, but got {bins}"):
+        metrics.adaptive_ece([[0.75, 0.25]] * 4, [0, 0, 1, 1], bins)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_classwise_error_is_that_of_each_class_against_the_rest(threshold):
+    probs, labels = random_probs()
+    n, classes = probs.shape
+    errors = []
+    for k in range(classes):
+        kept = [
+            (p, label == k) for p, label in zip(probs[:, k], labels, strict=True) if p > threshold or threshold == 0
+        ]
+        content = bins_by_loop([p for p, _ in kept], [hit for _, hit in kept], 15)
+        errors.append(sum(abs(sum(c) - sum(h)) for c, h in content) / n)
+    assert metrics.classwise_ece(probs, labels, threshold=threshold) == pytest.approx(np.mean(errors))
+
+
+@pytest.mark.parametrize("metric", [metrics.ece, metrics.mce, metrics.adaptive_ece, metrics.classwise_ece])
+def test_confidences_of_zero_and_one_and_a_single_class_have_errors_by_hand(metric):
+    bins = {"bins": 1} if metric is metrics.adaptive_ece else {}
+    sure = np.array([[1.0, 0.0, 0.0]] * 4)
+    assert metric(sure, [0, 0, 0, 0], **bins) == 0
+    wrong = metric(sure, [0, 1, 1, 1], **bins)
+    # class by class: 0 is said to be sure and is 1/4, 1 is never said and is 3/4, 2 is right
+    assert wrong == pytest.approx((0.75 + 0.75) / 3 if metric is metrics.classwise_ece else 0.75)
+    assert metric(np.ones((3, 1)), [0, 0, 0], **bins) == 0
+
+
 def test_nll_matches_scikit_learn():
     probs, labels = random_probs()
     assert metrics.nll(probs, labels) == pytest.approx(log_loss(labels, probs, labels=range(7)), abs=1e-12)
@@ -216,7 +276,10 @@ def test_scores_become_probabilities_by_their_declared_kind():
         metrics.probabilities(scores, "scores")
 
 
-@pytest.mark.parametrize("metric", [metrics.ece, metrics.nll, metrics.brier, metrics.reliability, metrics.ece_interval])
+METRICS = [metrics.ece, metrics.mce, metrics.adaptive_ece, metrics.classwise_ece, metrics.nll, metrics.brier]
+
+
+@pytest.mark.parametrize("metric", [*METRICS, metrics.reliability, metrics.ece_interval])
 @pytest.mark.parametrize(
     ("probs", "labels", "message"),
     [

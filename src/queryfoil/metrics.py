@@ -150,6 +150,54 @@ def ece(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -
     return float(binned_gap(p.max(1), p.argmax(1) == y, bins))
 
 
+def mce(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:
+    """Maximum calibration error in [0, 1]: the largest gap of the bins of `ece` that hold an image.
+
+    >>> round(mce([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4]], [0, 1, 0]), 3)
+    0.4
+    """
+    found = reliability(probs, labels, bins)
+    return float(np.nanmax(np.abs(found.accuracy - found.confidence)))
+
+
+def adaptive_ece(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:
+    """ECE over bins of equally many images, sorted by confidence (Nixon et al., 2019); sizes differ by at most one.
+
+    Images of equal confidence keep their order. In [0, 1].
+
+    >>> round(adaptive_ece([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]], [0, 0, 1, 1], bins=2), 3)
+    0.4
+    """
+    p, y = _checked(probs, labels)
+    if not 1 <= bins <= len(y):
+        raise ValueError(f"expected from 1 to {len(y)} bins, the number of images, but got {bins}")
+    confidence = p.max(1)
+    order = np.argsort(confidence, kind="stable")
+    gaps = (confidence - (p.argmax(1) == y))[order]
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(y))
+
+
+def classwise_ece(
+    probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, threshold: float = 0.0
+) -> float:
+    """Mean over classes of the ECE of that class's probability against its frequency (Kull et al., 2019). In [0, 1].
+
+    `threshold` leaves out probabilities up to it, as of 1,000 classes nearly all lie in the first bin (Nixon et
+    al., 2019); 1 / K is common. The weights of the bins stay shares of all images.
+
+    >>> round(classwise_ece([[0.8, 0.2], [0.8, 0.2]], [0, 1]), 3)
+    0.3
+    """
+    p, y = _checked(probs, labels)
+    total = 0.0
+    for k in range(p.shape[1]):
+        counted = p[:, k] > threshold if threshold > 0 else np.ones(len(y), dtype=bool)
+        gaps = (p[:, k] - (y == k))[counted]
+        sums = np.bincount(bin_index(p[counted, k], bins), weights=gaps, minlength=bins)
+        total += float(np.abs(sums).sum()) / len(y)
+    return total / p.shape[1]
+
+
 def binned_gap(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Floats:
     """ECE from confidences (..., N) and hits (..., N) or (N,): one value for each leading index."""
     gaps = (confidence - correct).reshape(-1, confidence.shape[-1])
