@@ -174,7 +174,7 @@ def adaptive_ece(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: in
     confidence = p.max(1)
     order = np.argsort(confidence, kind="stable")
     gaps = (confidence - (p.argmax(1) == y))[order]
-    return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(y))
+    return float(sum(abs(float(part.sum())) for part in np.array_split(gaps, bins))) / len(y)
 
 
 def classwise_ece(
@@ -195,7 +195,7 @@ def classwise_ece(
         gaps = (p[:, k] - (y == k))[counted]
         sums = np.bincount(bin_index(p[counted, k], bins), weights=gaps, minlength=bins)
         total += float(np.abs(sums).sum()) / len(y)
-    return total / p.shape[1]
+    return float(total / p.shape[1])
 
 
 def binned_gap(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Floats:

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,10 +56,20 @@ def _imported(tree: ast.Module) -> list[str]:
     return [name for name in found if name not in ("queryfoil", *NOT_DECIDING)]
 
 
+def network(model: nn.Module) -> dict[str, str]:
+    """Hashes of a network: the library's code in it, and how it is built with what weights."""
+    modules = {type(module).__module__ for module in model.modules()}
+    return {"code": code(name for name in modules if name.startswith("queryfoil.")), "weights": weights(model)}
+
+
 def weights(model: nn.Module) -> str:
-    """Hash of a module's state: names, shapes and bytes."""
+    """Hash of a module: its structure as it prints itself; names, shapes and bytes of parameters and buffers."""
+    state = {**model.state_dict(), **dict(model.named_buffers())}  # of buffers, some are no part of the state
     return _hash(
-        part for name, tensor in sorted(model.state_dict().items()) for part in (name.encode(), *_bytes(tensor))
+        [
+            re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode(),
+            *(part for name in sorted(state) for part in (name.encode(), *_bytes(state[name]))),
+        ]
     )
 
 
