@@ -8,21 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from queryfoil.data import fashion_mnist
+from queryfoil import data
 
 IDS = {"calibration": np.arange(0, 10_000, 10), "attack": np.arange(5, 10_000, 10)}
 
 
 def main(folder: Path) -> None:
     """Every tenth test image for calibration, those halfway between to be attacked: no seed to choose."""
-    test = fashion_mnist.read_idx(folder, "test")
+    test = data.read_idx(folder, "test")
     arrays = {}
     for split, ids in IDS.items():
         arrays[f"{split}_images"] = (test.images[ids].numpy() * 255).round().astype(np.uint8)
         arrays[f"{split}_labels"] = test.labels[ids].numpy().astype(np.uint8)
         arrays[f"{split}_ids"] = ids.astype(np.int32)
-    fashion_mnist.SHIPPED.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(fashion_mnist.SHIPPED / "fashion-mnist.npz", allow_pickle=False, **arrays)
+    data.SHIPPED.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(data.SHIPPED / "fashion-mnist.npz", allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from queryfoil.data import Images
 from queryfoil.defenses import DEFENSES, tau_of
 from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import Fit
-from queryfoil.models.victim import Victim
+from queryfoil.models.victim import Victim, victim
 from queryfoil.models.zoo import on_device
 from queryfoil.oracle import Model, answers
 from queryfoil.pictures import Pictures
-from queryfoil.plan import Subject, digest, reasons
+from queryfoil.plan import Settings, digest, reasons
 from queryfoil.report.cells import Row
 from queryfoil.store import CellStore, Store
 from queryfoil.task import random_targets
@@ -36,9 +36,11 @@ from queryfoil.task import random_targets
 REPORT_AT = (100,)
 
 
-class Request(Subject):
+class Request(Settings):
     """What to attack, on which images, and how; build one with `request`."""
 
+    model: str  # as `models.victim` takes it
+    output: str | None = None
     defense: str | None = None
     fit: Path | None = None  # for the defense "aaa": a file written by `Fit.save`
     images: str  # as `pictures.read` takes it
@@ -145,7 +147,7 @@ def prepare(request: Request, device: str) -> Prepared:
     task = request.task(images, given.targets if request.targeted else None)
     if task.images.shape[1] not in pictures.CHANNELS.values():
         raise ValueError(f"expected grey or RGB images (1 or 3 channels), but got {task.images.shape[1]} channels")
-    network = request.victim(device)
+    network = victim(request.model, device, request.output)
     model, fit = _defended(network, request)
     attack = request.build(tau_of(model))
     classes = _classes(model, images[:2], request.seed)

@@ -1,6 +1,6 @@
 """Running a plan: cell by cell, each in chunks, so that a killed run continues."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from queryfoil import data, pictures, provenance, table
+from queryfoil import data, models, provenance, table
 from queryfoil.attacks import settings
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
-from queryfoil.data import DATASETS, Images
+from queryfoil.data import Images
 from queryfoil.defenses import DEFENSES, tau_of
+from queryfoil.models import MODELS
 from queryfoil.oracle import Model, answers
 from queryfoil.plan import Cell, Plan, digest
 from queryfoil.run import run
 from queryfoil.store import CellStore, Store
 from queryfoil.task import Task, random_targets
-
-Folders = Mapping[str, str | Path]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Prepared(Job):
 def bench(
     plan: Plan,
     out: str | Path,
-    data_folders: Folders | None = None,
+    data_folder: str | Path | None = None,
     device: str = "cpu",
     time_limit: float | None = None,
     chunk: int = CHUNK,
@@ -49,15 +48,14 @@ def bench(
 ) -> Outcome:
     """Run what is missing of a plan in folder `out`; `report.write` then makes the report of it.
 
-    `data_folders` has the folder of each data set that does not ship, by name. With one for a data set that does,
-    accuracy and calibration are measured on all its test images that nothing was fitted on, instead of
-    the shipped ones. `time_limit` in seconds stops at the end
+    `data_folder` holds the full data set: accuracy and calibration are then measured on all test images
+    that nothing was fitted on, instead of the shipped ones. `time_limit` in seconds stops at the end
     of a chunk. Everything is checked and prepared before the first query. The chunk size does
     not change a result.
     """
     folder = Store(out)
     folder.check(plan)
-    prepared = [prepare(cell, data_folders or {}, device) for cell in plan.cells]
+    prepared = [prepare(cell, data_folder, device) for cell in plan.cells]
     stores = [folder.cell(p.key) for p in prepared]
     chunks = Chunks(prepared, stores, chunk, time_limit, report)
     folder.claim(plan, {p.label: p.key for p in prepared})
@@ -71,23 +69,25 @@ def bench(
     return chunks.outcome
 
 
-def prepare(cell: Cell, data_folders: Folders, device: str) -> Prepared:
+def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared:
     """Load data and network, fit and stack the defenses, and name the cell by all that decides its result."""
-    images, unseen, calibration = _images(cell.dataset, data_folders.get(cell.dataset))
+    images = data.load(cell.dataset, "attack")
     if len(images) < cell.n:
         raise ValueError(f"{cell.label}: expected n <= {len(images)} attack images, but got n = {cell.n}")
+    calibration = data.load(cell.dataset, "calibration")
+    unseen = images if data_folder is None else _without(_full(cell.dataset, data_folder, images), calibration)
     images = images[: cell.n]
-    network = cell.victim(device)
+    network = models.load(cell.model, device)
     model, fitted = _defend(network, cell, calibration, device)
     attack = cell.build(tau_of(model))
-    modules = ["queryfoil.run", "queryfoil.table", "queryfoil.models.victim", type(attack).__module__]
+    modules = ["queryfoil.run", "queryfoil.table", type(attack).__module__, MODELS[cell.model].__module__]
     modules += [DEFENSES[d.name].__module__ for d in cell.defenses]
     key = digest(
         {
             "settings": cell.settings(),
             "fitted": fitted,
             "code": provenance.code(modules),
-            "model": network.identity,
+            "weights": provenance.weights(network),
             "images": provenance.tensors(images.images, images.labels, images.ids),
             "versions": {k: v for k, v in provenance.versions().items() if k != "python"},
             "device": torch.device(device).type,
@@ -102,33 +102,15 @@ def prepare(cell: Cell, data_folders: Folders, device: str) -> Prepared:
     return Prepared(cell.label, key, attack, model, task, cell.budget, cell, network, unseen, fitted)
 
 
-def _images(dataset: str, folder: str | Path | None) -> tuple[Images, Images, Callable[[], Iterator[Images]]]:
-    """Those to attack; those that nothing was fitted on; and, part by part, those to fit on."""
-    if dataset not in DATASETS:  # pictures of yours: of their ids, the even ones calibrate
-        mine = pictures.read(dataset).images
-        odd = mine.ids % 2 == 1
-        return mine[odd], mine[odd], lambda: iter([mine[~odd]])
-
-    def calibration() -> Iterator[Images]:
-        return data.parts(dataset, "calibration", folder)
-
-    images = data.load(dataset, "attack", folder)
-    if folder is None or not DATASETS[dataset].ships:
-        return images, images, calibration
-    fitted_on = torch.cat([part.ids for part in calibration()])
-    full = _full(dataset, folder, images)
-    return images, full[~torch.isin(full.ids, fitted_on)], calibration
-
-
 def _defend(
-    network: nn.Module, cell: Cell, calibration: Callable[[], Iterator[Images]], device: str
+    network: nn.Module, cell: Cell, calibration: Images, device: str
 ) -> tuple[nn.Module, tuple[dict[str, Any] | None, ...]]:
     model = network
     fitted: list[dict[str, Any] | None] = []
     for defense in cell.defenses:
         if defense.fit:
-            asked = [(_clean_answers(model, p.to(device), cell.seed), p.labels.to(device)) for p in calibration()]
-            scores, labels = (torch.cat(parts) for parts in zip(*asked, strict=True))
+            scores = _clean_answers(model, calibration.to(device), cell.seed)
+            labels = calibration.labels.to(device)
             model, found = DEFENSES[defense.name].fitted(model, scores, labels, **defense.arguments)
             fitted.append(found)
         else:
@@ -149,6 +131,10 @@ def _full(dataset: str, folder: str | Path, shipped: Images) -> Images:
             f"expected the test images of {dataset} in {folder}, but they are not those that the shipped ones come from"
         )
     return full
+
+
+def _without(images: Images, others: Images) -> Images:
+    return images[~torch.isin(images.ids, others.ids)]
 
 
 def _describe(p: Prepared) -> dict[str, Any]:

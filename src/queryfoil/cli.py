@@ -28,28 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Protect a classifier's scores from score-based query attacks, and measure what that is worth.",
 )
-
-
-def _folders(given: list[str]) -> dict[str, Path]:
-    """NAME=FOLDER, once for each data set; a folder alone is Fashion-MNIST's."""
-    folders: dict[str, Path] = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
-        name, folder = (name, folder) if equals and name in DATASETS else ("fashion-mnist", text)
-        if name in folders:
-            raise typer.BadParameter(f"expected one folder for {name}, but got {folders[name]} and {folder}")
-        folders[name] = Path(folder)
-    return folders
-
-
-DataFolders = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        metavar="NAME=FOLDER",
-        help="Folder with a data set, once for each: cifar10=..., imagenet=..., fashion-mnist=... (all its images).",
-    ),
-]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with the full data set (IDX files).")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 
 
@@ -73,7 +52,7 @@ def bench(
         str, typer.Argument(metavar="PLAN", help="A plan file (.toml) or a shipped plan: see `queryfoil list`.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same plan is continued.")],
-    data: DataFolders = None,
+    data: DataFolder = None,
     device: Device = "cpu",
     time_limit: TimeLimit = None,
     chunk: ChunkSize = CHUNK,
@@ -84,7 +63,7 @@ def bench(
     """
     chosen = plan.read(name)
     with Display() as report:
-        outcome = running.bench(chosen, out, _folders(data or []), device, time_limit, chunk, report)
+        outcome = running.bench(chosen, out, data, device, time_limit, chunk, report)
     finished(outcome)
     report_command(out)
 
@@ -120,13 +99,6 @@ def attack(
     output: Annotated[
         str | None, typer.Option(help="What the scores are: logits, log_probs or probs; as the model says if left out.")
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width the model expects; images are resized (bilinear).")
-    ] = None,
-    mean: Annotated[
-        list[float] | None, typer.Option(help="The model expects (x - mean) / std: its mean, once for each channel.")
-    ] = None,
-    std: Annotated[list[float] | None, typer.Option(help="Its standard deviation, once for each channel.")] = None,
     defense: Annotated[str | None, typer.Option(help="Put a defense around the model: see `queryfoil list`.")] = None,
     fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense aaa.")] = None,
     device: Device = "cpu",
@@ -138,8 +110,7 @@ def attack(
     Can be stopped at any moment and continued by the same command, with the same result.
     """
     request = attacking.request(
-        model=model, output=output, size=size, mean=mean or (), std=std or (), defense=defense, fit=fit,
-        images=images, n=n, attack=attack, norm=norm, eps=eps,
+        model=model, output=output, defense=defense, fit=fit, images=images, n=n, attack=attack, norm=norm, eps=eps,
         budget=budget, seed=seed, loss=loss, accept=accept, hyper=attacking.hyper(setting or []), targeted=targeted,
     )  # fmt: skip
     with Display() as report:
@@ -226,7 +197,7 @@ def list_command() -> None:
         "acceptance rules": {k: _first_line(v) for k, v in ACCEPTANCE.items()},
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
         "models": {k: f"{_first_line(v)} {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
-        "data sets": {k: v.about for k, v in DATASETS.items()},
+        "data sets": DATASETS,
         "recipes": {p.stem: recipe.read(p.stem).about for p in sorted(recipe.SHIPPED.glob("*.toml"))},
         "plans": {k: plan.read(k).about for k in plan.shipped()},
     }

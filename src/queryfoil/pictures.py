@@ -43,7 +43,7 @@ def read(source: str | Path) -> Pictures:
     >>> len(read("fashion-mnist").images)
     1000
     """
-    if str(source) in DATASETS and DATASETS[str(source)].ships:
+    if str(source) in DATASETS:
         return Pictures(data.load(str(source), "attack"))
     path = Path(source)
     if path.suffix == ".npz":
@@ -52,10 +52,9 @@ def read(source: str | Path) -> Pictures:
         return _read_pictures(path, None)
     if path.is_file():
         return _read_pictures(path.parent, path.name)
-    shipped = [name for name, known in DATASETS.items() if known.ships]
     raise ValueError(
-        f"expected images at {source}, but there are none; give the name of a data set that ships "
-        f"({', '.join(shipped)}), a folder with {LABELS}, one picture of it, or a NumPy file (.npz)"
+        f"expected images at {source}, but there are none; give the name of a data set ({', '.join(DATASETS)}), a "
+        f"folder with {LABELS}, one picture of it, or a NumPy file (.npz)"
     )
 
 

@@ -18,7 +18,6 @@ from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
 from queryfoil.losses import LOSSES
 from queryfoil.models import MODELS
-from queryfoil.models.victim import Prepare, Victim, victim
 from queryfoil.run import Attack, check
 from queryfoil.task import NORMS, Task
 
@@ -127,35 +126,19 @@ class Settings(BaseModel):
         )
 
 
-class Subject(Settings):
-    """A model and how it is attacked."""
-
-    model: str  # as `models.victim` takes it
-    output: str | None = None
-    size: int | None = Field(default=None, ge=1)  # these: what a model of yours expects
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def victim(self, device: str) -> Victim:
-        """The model, undefended."""
-        plain = self.size is None and not self.mean and not self.std
-        return victim(self.model, device, self.output, None if plain else Prepare(self.size, self.mean, self.std))
-
-
-class Cell(Subject):
+class Cell(Settings):
     """One row of a plan: data, model, defenses from the inside out, and how the attack is run."""
 
     label: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-    dataset: str  # of `DATASETS`, or a path as `pictures.read` takes it
+    dataset: str
+    model: str
     defenses: tuple[Defense, ...] = ()
     n: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _registered(self) -> Self:
-        if not (self.dataset.endswith(".npz") or "/" in self.dataset):
-            lookup(DATASETS, self.dataset, "data set (or a path: a .npz file, or a folder, with a slash)")
-        if self.model.replace("-", "").replace("_", "").isalnum():
-            lookup(MODELS, self.model, "model")
+        lookup(DATASETS, self.dataset, "data set")
+        lookup(MODELS, self.model, "model")
         return self
 
     def settings(self) -> dict[str, Any]:

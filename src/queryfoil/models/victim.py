@@ -1,22 +1,18 @@
-"""Any model, by a text: a shipped or published one, a function in a module, or a file."""
+"""Models of yours: a shipped name, a function in a module, or an ONNX file."""
 
 import importlib
 import inspect
-import math
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from queryfoil import provenance
 from queryfoil.checks import lookup
-from queryfoil.models import checkpoints
 from queryfoil.models.zoo import MODELS, load, on_device
 from queryfoil.oracle import Model, check_mode
 
@@ -49,109 +45,28 @@ class Victim(nn.Module):
         return self.ask(x)
 
 
-def victim(spec: str, device: str = "cpu", output: str | None = None, prepare: "Prepare | None" = None) -> Victim:
+def victim(spec: str, device: str = "cpu", output: str | None = None) -> Victim:
     """The model that `spec` names; ValueError that says what is missing.
 
-    `spec` is one of:
-
-    - a name of `MODELS`;
-    - `NAME=PATH`, where NAME is one of `checkpoints.PUBLISHED` and PATH its file;
-    - `module:function`, a function without arguments in a module (installed, or in the current folder) that
-      returns a callable from images (n, C, H, W), float32 in [0, 1], to scores (n, K), such as an nn.Module in
-      evaluation mode;
-    - a file of a whole model: .onnx, .pt2 (torch.export) or .pt, .pth, .ts (TorchScript). The latter two are programs:
-      load none that you would not run.
-
-    `output` is "logits", "log_probs" or "probs". `prepare` says what a model of yours expects where that is not
-    images in [0, 1] of the size they have.
+    `spec` is a name of `MODELS`; or `module:function`, a function without arguments in a module (installed,
+    or in the current folder) that returns a callable from images (n, C, H, W), float32 in [0, 1], to scores
+    (n, K), such as an nn.Module in evaluation mode; or a path that ends in .onnx. `output` is "logits", "log_probs" or
+    "probs".
 
     >>> victim("fashion-resnet")(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    name, equals, path = spec.partition("=")
-    if prepare is not None and (equals or spec in MODELS):
-        raise ValueError(f"{spec} has its size and normalization inside, so setting them would be wrong; leave it out")
-    found = _found(spec, name, path, device, output)
-    if prepare is None:
-        return found
-    prepared = Victim(nn.Sequential(prepare, found), found.output, {**found.identity, "input": repr(prepare)})
-    prepared.deterministic, prepared.rowwise = found.deterministic, found.rowwise
-    return prepared
-
-
-def _found(spec: str, name: str, path: str, device: str, output: str | None) -> Victim:
-    if path:
-        model = checkpoints.load(name, path, device)
-        return Victim(model, output, provenance.network(model))
     if spec.endswith(".onnx"):
         return _from_onnx(Path(spec), device, output)
-    if spec.endswith(PROGRAMS):
-        return _from_program(Path(spec), device, output)
     if ":" in spec:
         return _from_function(spec, device, output)
     try:
-        lookup(MODELS, spec, "model")
+        builder = lookup(MODELS, spec, "model")
     except ValueError as error:
-        hint = "NAME=PATH, module:function, and paths of .onnx, .pt2 or .pt files work too"
-        raise ValueError(f"{error} ({hint})") from None
+        raise ValueError(f"{error} (module:function, or a path that ends in .onnx, work too)") from None
     model = load(spec, device)
-    return Victim(model, output, provenance.network(model))
-
-
-class Prepare(nn.Module):
-    """What a model expects of images in [0, 1]: another size (bilinear, antialiased), (x - mean) / std.
-
-    >>> Prepare(size=None, mean=(0.5,), std=(0.25,))(torch.ones(1, 1, 2, 2)).max()
-    tensor(2.)
-    """
-
-    def __init__(self, size: int | None, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(0 < s < math.inf for s in std):
-            raise ValueError(f"expected a mean and a std > 0 for each channel, but got {tuple(mean)} and {tuple(std)}")
-        if size is not None and size < 1:
-            raise ValueError(f"expected a size of at least 1 pixel, but got {size}")
-        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
-        self.training = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) as the model expects them."""
-        if self.mean and len(self.mean) != x.shape[1]:
-            raise ValueError(f"expected images of {len(self.mean)} channels, as the mean has, but got {x.shape[1]}")
-        if self.size is not None and x.shape[2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean or (0.0,), self.std or (1.0,)))
-        return (x - mean) / std
-
-    def extra_repr(self) -> str:
-        return f"size={self.size}, mean={self.mean}, std={self.std}"
-
-
-PROGRAMS = (".pt2", ".pt", ".pth", ".ts")
-
-
-def _from_program(path: Path, device: str, output: str | None) -> Victim:
-    if not path.is_file():
-        raise ValueError(f"expected a model file at {path}, but there is none")
-    on_device(torch.zeros(1), device)
-    try:
-        if path.suffix == ".pt2":
-            model = torch.export.load(path).module()
-        else:
-            with warnings.catch_warnings():  # that torch would rather have torch.export
-                warnings.simplefilter("ignore", DeprecationWarning)
-                model = torch.jit.load(path, "cpu").eval()  # type: ignore[no-untyped-call]
-    except Exception as error:  # of many kinds
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(
-            f"expected a whole model in {path}, by torch.export.save (.pt2) or torch.jit.save, but it cannot be loaded "
-            f"({reason}); a file of weights alone needs its network: NAME=PATH for a published one, or a "
-            "module:function that builds it"
-        ) from None
-    model.to(device)
-    for module in model.modules():
-        module.training = False  # a program of torch.export refuses eval(), and knows no mode
-    return Victim(model, output, {"program": provenance.content(path)})
+    identity = {"code": provenance.code([builder.__module__]), "weights": provenance.weights(model)}
+    return Victim(model, output, identity)
 
 
 def _from_function(spec: str, device: str, output: str | None) -> Victim:
@@ -175,7 +90,7 @@ def _from_function(spec: str, device: str, output: str | None) -> Victim:
     source = getattr(module, "__file__", None)
     identity = {"source": provenance.content(Path(source))} if source else {}
     if isinstance(model, nn.Module):
-        identity |= provenance.network(model)
+        identity["weights"] = provenance.weights(model)
         model = on_device(model, device)
     return Victim(model, output, identity)
 

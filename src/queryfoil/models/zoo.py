@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from queryfoil.checks import lookup
 from queryfoil.data import Images
@@ -23,7 +23,7 @@ from queryfoil.models.wide_resnet import WideResNet
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
 
-Movable = TypeVar("Movable", nn.Module, Images, Tensor)
+Movable = TypeVar("Movable", nn.Module, Images)
 
 
 class Network(NamedTuple):
