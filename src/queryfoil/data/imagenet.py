@@ -34,14 +34,14 @@ def read_imagenet(folder: Path, split: str) -> Images:
     is the rank of its file name. Which images of a class are chosen depends on nothing but their names. They are
     converted to RGB and resized to 224 x 224 without cropping (bicubic). ValueError for what is missing or damaged.
     """
-    return _decode(_choose(folder, split))
+    return decode(_choose(folder, split))
 
 
 def batches(folder: Path, split: str) -> Iterator[Images]:
     """The same images, 512 at a time, for who does not need them all at once: 300 MB instead of 3 GB."""
     chosen = _choose(folder, split)
     for start in range(0, len(chosen), BATCH):
-        yield _decode(chosen[start : start + BATCH])
+        yield decode(chosen[start : start + BATCH])
 
 
 def _choose(folder: Path, split: str) -> list[Photo]:
@@ -105,7 +105,7 @@ def _read_list(root: Path, paths: dict[str, Path]) -> dict[str, int]:
     return labels
 
 
-def _decode(photos: Sequence[Photo]) -> Images:
+def decode(photos: Sequence[Photo]) -> Images:
     pixels = np.empty((len(photos), 3, SIZE, SIZE), np.uint8)
     for row, photo in enumerate(photos):
         resized = open_picture(photo.path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)

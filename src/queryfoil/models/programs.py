@@ -3,6 +3,7 @@
 Loading such a file can run what is in it: load none that you would not run.
 """
 
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ def from_program(path: Path, device: str) -> Callable[[Tensor], Tensor]:
     kind = _kind(path)
     try:
         if kind == "TorchScript":
-            network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():  # torch would rather have exported programs, but these files are there
+                warnings.simplefilter("ignore", DeprecationWarning)
+                network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return on_device(network, device)
         return _Exported(path, device)
     except ValueError:
