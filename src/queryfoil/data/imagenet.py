@@ -38,7 +38,7 @@ def read_imagenet(folder: Path, split: str) -> Images:
 
 
 def batches(folder: Path, split: str) -> Iterator[Images]:
-    """The same images, 512 at a time, for who does not need them all at once: 300 MB instead of 3 GB."""
+    """The same images, 512 at a time, for who does not need them all at once: 300 MB a part."""
     chosen = _choose(folder, split)
     for start in range(0, len(chosen), BATCH):
         yield decode(chosen[start : start + BATCH])

@@ -20,17 +20,18 @@ def from_program(path: Path, device: str) -> Callable[[Tensor], Tensor]:
     """The network in a file; what is inside decides how it is read, not its name. ValueError for anything else."""
     kind = _kind(path)
     try:
-        if kind == "TorchScript":
-            with warnings.catch_warnings():  # torch would rather have exported programs, but these files are there
-                warnings.simplefilter("ignore", DeprecationWarning)
-                network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-            return on_device(network, device)
-        return _Exported(path, device)
-    except ValueError:
-        raise
+        loaded = _load_script(path) if kind == "TorchScript" else torch.export.load(path)
     except Exception as error:  # torch's own kinds have no base of their own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"expected {kind} that this torch can load, but got {path}: {reason}") from None
+    return on_device(loaded, device) if isinstance(loaded, nn.Module) else _Exported(loaded, path, device)
+
+
+def _load_script(path: Path) -> nn.Module:
+    with warnings.catch_warnings():  # torch would rather have exported programs, but these files are there
+        warnings.simplefilter("ignore", DeprecationWarning)
+        network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    return network
 
 
 def _kind(path: Path) -> str:
@@ -52,8 +53,7 @@ def _kind(path: Path) -> str:
 class _Exported:
     """A program of torch.export as a callable on tensors; any batch, whatever batch it was exported with."""
 
-    def __init__(self, path: Path, device: str) -> None:
-        program = torch.export.load(path)
+    def __init__(self, program: torch.export.ExportedProgram, path: Path, device: str) -> None:
         images = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
         if len(images) != 1 or len(program.graph_signature.user_outputs) != 1:
             raise ValueError(f"expected one input, images (N, C, H, W), and one output in {path}, but got others")
