@@ -86,3 +86,8 @@ def test_every_command_is_in_the_readme_and_has_help() -> None:
         name = command.name or command.callback.__name__
         assert f"`queryfoil {name}" in readme
         assert (command.callback.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_every_data_set_has_its_section(name: str) -> None:
+    assert f"\n## {name}\n" in (ROOT / "docs/data-sets.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from queryfoil import pictures
+from queryfoil import data, pictures
 from queryfoil.pictures import read, read_picture, write_picture
 
 GREY = np.arange(20, dtype=np.uint8).reshape(1, 4, 5) * 12
@@ -146,3 +146,48 @@ def test_a_wrong_numpy_file_is_refused(tmp_path: Path, arrays: dict[str, Any], m
         read(tmp_path / "wrong.npz")
     with pytest.raises(ValueError, match="expected a NumPy file"):
         read(tmp_path / "none.npz")
+
+
+def test_a_mark_says_which_images_calibrate(tmp_path: Path) -> None:
+    lines = "file,label,calibration\n0.png,1,0\n1.png,3,1\n2.png,0,0\n"
+    folder = folder_of(tmp_path, lines, GREY, GREY[:, ::-1], GREY[:, :, ::-1])
+    images = np.stack([GREY, GREY[:, ::-1], GREY[:, :, ::-1]])
+    np.savez(tmp_path / "own.npz", images=images, labels=[1, 3, 0], calibration=[False, True, False])
+    for source in (folder, tmp_path / "own.npz"):
+        attack, calibration = (data.load("own-images", split, source) for split in ("attack", "calibration"))
+        assert (attack.ids.tolist(), calibration.ids.tolist()) == ([0, 2], [1])
+        assert (attack.labels.tolist(), calibration.labels.tolist()) == ([1, 0], [3])
+        assert torch.equal((attack.images * 255).byte(), torch.from_numpy(images[[0, 2]]))
+        assert torch.equal((calibration.images * 255).byte(), torch.from_numpy(images[[1]]))
+    assert len(read(folder).images) == 3
+
+
+def test_without_marks_images_with_an_even_id_calibrate(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "file,label\n0.png,1\n1.png,3\n2.png,0\n", GREY, GREY, GREY)
+    assert data.load("own-images", "attack", folder).ids.tolist() == [1]
+    assert data.load("own-images", "calibration", folder).ids.tolist() == [0, 2]
+    np.savez(tmp_path / "ids.npz", images=np.stack([GREY] * 3), labels=[0, 1, 2], ids=[9, 4, 5])
+    assert data.load("own-images", "attack", tmp_path / "ids.npz").ids.tolist() == [9, 5]
+    assert data.load("own-images", "calibration", tmp_path / "ids.npz").ids.tolist() == [4]
+
+
+def test_marks_that_are_none_or_all_alike_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "file,label,calibration\n0.png,1,0\n1.png,1,2\n", GREY, GREY)
+    with pytest.raises(ValueError, match=r"expected 1 or 0 as calibration in line 3 of .*, but got 2"):
+        data.load("own-images", "attack", folder)
+    (folder / "labels.csv").write_text("file,label,calibration\n0.png,1,1\n1.png,1,yes\n")
+    with pytest.raises(ValueError, match=r"expected 1 or 0 as calibration in line 3 of .*, but got 'yes'"):
+        data.load("own-images", "attack", folder)
+    (folder / "labels.csv").write_text("file,label,calibration\n0.png,1,1\n1.png,1,1\n")
+    with pytest.raises(ValueError, match=r"expected images to attack and others to calibrate on in .*, but all are of"):
+        data.load("own-images", "attack", folder)
+    np.savez(tmp_path / "marks.npz", images=GREY[None], labels=[0], calibration=[3])
+    with pytest.raises(ValueError, match="expected 1 or 0 for each image as calibration in"):
+        read(tmp_path / "marks.npz")
+
+
+def test_a_data_set_is_read_from_its_folder_by_name(tmp_path: Path) -> None:
+    (tmp_path / "test_batch.bin").write_bytes(bytes(3073 * 12))
+    assert read(f"cifar10={tmp_path}").images.ids.tolist() == [*range(1, 10), 11]
+    with pytest.raises(ValueError, match=r"expected a folder with the Python or binary batches.*--data cifar10=FOLDER"):
+        read("cifar10")

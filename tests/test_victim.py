@@ -81,7 +81,7 @@ def plain():
     assert sys.path == before
     assert net(images(2, (1, 2, 2))).shape == (2, 3)
     assert plain(images(2, (1, 2, 2))).shape == (2, 4)
-    assert (list(net.identity), list(plain.identity)) == (["source", "weights"], ["source"])
+    assert (list(net.identity), list(plain.identity)) == (["source", "code", "weights"], ["source"])
 
 
 def test_the_identity_of_a_module_follows_source_and_weights(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

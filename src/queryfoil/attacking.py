@@ -20,13 +20,12 @@ from queryfoil import files, pictures, provenance, summary, table
 from queryfoil.attacks import settings
 from queryfoil.checks import lookup
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
-from queryfoil.data import Images
 from queryfoil.defenses import DEFENSES, tau_of
 from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import Fit
-from queryfoil.models.victim import Victim, victim
+from queryfoil.models.victim import Victim, classes_of
 from queryfoil.models.zoo import on_device
-from queryfoil.oracle import Model, answers
+from queryfoil.oracle import answers
 from queryfoil.pictures import Pictures
 from queryfoil.plan import Settings, digest, reasons
 from queryfoil.report.cells import Row
@@ -39,8 +38,6 @@ REPORT_AT = (100,)
 class Request(Settings):
     """What to attack, on which images, and how; build one with `request`."""
 
-    model: str  # as `models.victim` takes it
-    output: str | None = None
     defense: str | None = None
     fit: Path | None = None  # for the defense "aaa": a file written by `Fit.save`
     images: str  # as `pictures.read` takes it
@@ -147,10 +144,10 @@ def prepare(request: Request, device: str) -> Prepared:
     task = request.task(images, given.targets if request.targeted else None)
     if task.images.shape[1] not in pictures.CHANNELS.values():
         raise ValueError(f"expected grey or RGB images (1 or 3 channels), but got {task.images.shape[1]} channels")
-    network = victim(request.model, device, request.output)
+    network = request.victim(device)
     model, fit = _defended(network, request)
     attack = request.build(tau_of(model))
-    classes = _classes(model, images[:2], request.seed)
+    classes = classes_of(model, images[:2], request.seed)
     if fit is not None and fit.classes != classes:
         raise ValueError(f"expected a fit of {classes} classes, as the model has, but {request.fit} has {fit.classes}")
     task.check_classes(classes)
@@ -188,20 +185,6 @@ def _defended(network: nn.Module, request: Request) -> tuple[nn.Module, Fit | No
         fit = Fit.load(request.fit)
         return AAA.from_fit(network, fit), fit
     return (network if request.defense is None else DEFENSES[request.defense](network)), None
-
-
-def _classes(model: Model, images: Images, seed: int) -> int:
-    """How many classes the model has; ValueError if it does not answer such images."""
-    try:
-        scores = answers(model, images.images, images.ids, torch.zeros_like(images.ids), seed)
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a model of somebody else's raises
-        raise ValueError(
-            f"expected a model that answers images {tuple(images.images.shape)}, but it raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return scores.shape[1]
 
 
 def _describe(p: Prepared) -> dict[str, Any]:

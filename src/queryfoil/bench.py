@@ -1,6 +1,7 @@
 """Running a plan: cell by cell, each in chunks, so that a killed run continues."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from queryfoil import data, models, provenance, table
+from queryfoil import data, provenance, table
 from queryfoil.attacks import settings
+from queryfoil.checks import lookup
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
-from queryfoil.data import Images
+from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES, tau_of
-from queryfoil.models import MODELS
+from queryfoil.models.victim import Victim, classes_of
 from queryfoil.oracle import Model, answers
 from queryfoil.plan import Cell, Plan, digest
 from queryfoil.run import run
 from queryfoil.store import CellStore, Store
 from queryfoil.task import Task, random_targets
+
+Folders = str | Path | Mapping[str, str | Path]
+"""The folder of the data set, or the folder of each by its name."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Prepared(Job):
     """A cell with all that it needs in memory."""
 
     cell: Cell
-    network: nn.Module  # undefended
+    network: Victim  # undefended
     unseen: Images  # all that nothing was fitted on: accuracy and calibration are measured here
     fitted: tuple[dict[str, Any] | None, ...]  # for each defense, what `fit` found
 
@@ -40,7 +45,7 @@ class Prepared(Job):
 def bench(
     plan: Plan,
     out: str | Path,
-    data_folder: str | Path | None = None,
+    data_folder: Folders | None = None,
     device: str = "cpu",
     time_limit: float | None = None,
     chunk: int = CHUNK,
@@ -48,14 +53,16 @@ def bench(
 ) -> Outcome:
     """Run what is missing of a plan in folder `out`; `report.write` then makes the report of it.
 
-    `data_folder` holds the full data set: accuracy and calibration are then measured on all test images
-    that nothing was fitted on, instead of the shipped ones. `time_limit` in seconds stops at the end
-    of a chunk. Everything is checked and prepared before the first query. The chunk size does
-    not change a result.
+    `data_folder` is the folder of the plan's data set, or a mapping from names of data sets to folders. Of a data set
+    that ships in part, accuracy and calibration are then measured on all test images that nothing was fitted on,
+    instead of the shipped ones; of any other, on all images of the attack split. `time_limit` in seconds stops at the
+    end of a chunk. Everything is checked and prepared before the first query. The chunk size does not change a result.
     """
     folder = Store(out)
     folder.check(plan)
-    prepared = [prepare(cell, data_folder, device) for cell in plan.cells]
+    sources = _sources(plan, data_folder)
+    images = functools.cache(_images)  # each data set is read once and held once, however many cells attack it
+    prepared = [prepare(cell, sources[cell.dataset], device, images) for cell in plan.cells]
     stores = [folder.cell(p.key) for p in prepared]
     chunks = Chunks(prepared, stores, chunk, time_limit, report)
     folder.claim(plan, {p.label: p.key for p in prepared})
@@ -69,25 +76,77 @@ def bench(
     return chunks.outcome
 
 
-def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared:
-    """Load data and network, fit and stack the defenses, and name the cell by all that decides its result."""
-    images = data.load(cell.dataset, "attack")
+def folders(given: Iterable[str]) -> Folders | None:
+    """The folders of data sets from texts: one FOLDER, or NAME=FOLDER for each.
+
+    >>> folders(["cifar10=/data/cifar", "imagenet=/data/imagenet"])
+    {'cifar10': '/data/cifar', 'imagenet': '/data/imagenet'}
+    """
+    texts = list(given)
+    if len(texts) == 1 and ("=" not in texts[0] or Path(texts[0]).exists()):
+        return texts[0]
+    found: dict[str, str | Path] = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if not folder or name in found:
+            raise ValueError(f"expected one folder, or NAME=FOLDER for each data set once, but got {text!r}")
+        found[name] = folder
+    return found or None
+
+
+def _sources(plan: Plan, given: Folders | None) -> dict[str, str | Path | None]:
+    """The folder of each data set of a plan, None for what ships; ValueError for a missing or needless one."""
+    names = list(dict.fromkeys(cell.dataset for cell in plan.cells))
+    if given is not None and not isinstance(given, Mapping):
+        if len(names) > 1:
+            raise ValueError(
+                f"the plan has several data sets ({', '.join(names)}): name each one's folder, NAME=FOLDER"
+            )
+        given = {names[0]: given}
+    for name in given or {}:
+        lookup(dict.fromkeys(names), name, "data set of the plan")
+    if missing := [name for name in names if name not in data.SLICES and name not in (given or {})]:
+        raise ValueError(
+            f"expected {DATASETS[missing[0]].holds}, for {missing[0]}, which does not ship with the library, but got "
+            f"none; pass it by --data {missing[0]}=FOLDER"
+        )
+    return {name: (given or {}).get(name) for name in names}
+
+
+def _images(dataset: str, folder: str | Path | None) -> tuple[Images, Images]:
+    """The images to attack, and all that nothing is fitted on."""
+    attacked = data.load(dataset, "attack", folder)
+    if folder is None or dataset not in data.SLICES:
+        return attacked, attacked
+    return attacked, _without(_full(dataset, folder, attacked), data.load(dataset, "calibration"))
+
+
+def prepare(
+    cell: Cell,
+    data_folder: str | Path | None,
+    device: str,
+    read: Callable[[str, str | Path | None], tuple[Images, Images]] = _images,
+) -> Prepared:
+    """Load data and network, fit and stack the defenses, and name the cell by all that decides its result.
+
+    `read` gives the images to attack and the unseen ones of a data set and its folder.
+    """
+    images, unseen = read(cell.dataset, data_folder)
     if len(images) < cell.n:
         raise ValueError(f"{cell.label}: expected n <= {len(images)} attack images, but got n = {cell.n}")
-    calibration = data.load(cell.dataset, "calibration")
-    unseen = images if data_folder is None else _without(_full(cell.dataset, data_folder, images), calibration)
     images = images[: cell.n]
-    network = models.load(cell.model, device)
-    model, fitted = _defend(network, cell, calibration, device)
+    network = cell.victim(device)
+    classes = classes_of(network, images[:2].to(device), cell.seed)
+    model, fitted = _defend(network, cell, data_folder, device)
     attack = cell.build(tau_of(model))
-    modules = ["queryfoil.run", "queryfoil.table", type(attack).__module__, MODELS[cell.model].__module__]
+    modules = ["queryfoil.run", "queryfoil.table", "queryfoil.models.victim", type(attack).__module__]
     modules += [DEFENSES[d.name].__module__ for d in cell.defenses]
     key = digest(
         {
             "settings": cell.settings(),
             "fitted": fitted,
             "code": provenance.code(modules),
-            "weights": provenance.weights(network),
+            "model": network.identity,
             "images": provenance.tensors(images.images, images.labels, images.ids),
             "versions": {k: v for k, v in provenance.versions().items() if k != "python"},
             "device": torch.device(device).type,
@@ -96,21 +155,25 @@ def prepare(cell: Cell, data_folder: str | Path | None, device: str) -> Prepared
     images, unseen = images.to(device), unseen.to(device)
     targets = None
     if cell.targeted:
-        classes = _clean_answers(network, images[:2], cell.seed).shape[1]
         targets = random_targets(images.labels, images.ids, classes, cell.seed)
     task = cell.task(images, targets)
+    task.check_classes(classes)
     return Prepared(cell.label, key, attack, model, task, cell.budget, cell, network, unseen, fitted)
 
 
 def _defend(
-    network: nn.Module, cell: Cell, calibration: Images, device: str
+    network: nn.Module, cell: Cell, data_folder: str | Path | None, device: str
 ) -> tuple[nn.Module, tuple[dict[str, Any] | None, ...]]:
     model = network
     fitted: list[dict[str, Any] | None] = []
     for defense in cell.defenses:
         if defense.fit:
-            scores = _clean_answers(model, calibration.to(device), cell.seed)
-            labels = calibration.labels.to(device)
+            # part by part: the calibration images of ImageNet are 3 GB, their scores 20 MB
+            held_out = [
+                (_clean_answers(model, part.to(device), cell.seed), part.labels.to(device))
+                for part in data.batches(cell.dataset, "calibration", data_folder)
+            ]
+            scores, labels = (torch.cat(parts) for parts in zip(*held_out, strict=True))
             model, found = DEFENSES[defense.name].fitted(model, scores, labels, **defense.arguments)
             fitted.append(found)
         else:

@@ -28,7 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Protect a classifier's scores from score-based query attacks, and measure what that is worth.",
 )
-DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder with the full data set (IDX files).")]
+DataFolders = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="[NAME=]FOLDER", help="Folder of a data set that does not ship; repeat with names."),
+]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 
 
@@ -52,7 +55,7 @@ def bench(
         str, typer.Argument(metavar="PLAN", help="A plan file (.toml) or a shipped plan: see `queryfoil list`.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same plan is continued.")],
-    data: DataFolder = None,
+    data: DataFolders = None,
     device: Device = "cpu",
     time_limit: TimeLimit = None,
     chunk: ChunkSize = CHUNK,
@@ -63,7 +66,7 @@ def bench(
     """
     chosen = plan.read(name)
     with Display() as report:
-        outcome = running.bench(chosen, out, data, device, time_limit, chunk, report)
+        outcome = running.bench(chosen, out, running.folders(data or []), device, time_limit, chunk, report)
     finished(outcome)
     report_command(out)
 
@@ -74,12 +77,15 @@ def attack(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A shipped name, `module:function` that gives the model, or an ONNX file."
+            metavar="MODEL",
+            help="A shipped name, `module:function` that gives the model, or a file: ONNX, TorchScript, torch.export.",
         ),
     ],
     images: Annotated[
         str,
-        typer.Option(help="A shipped data set, a folder with labels.csv, one image of it, or a NumPy file (.npz)."),
+        typer.Option(
+            help="A data set (NAME or NAME=FOLDER), a folder with labels.csv, one image of it, or a NumPy file (.npz)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same settings is continued.")],
     attack: Annotated[str, typer.Option(help="Name of the attack: see `queryfoil list`.")] = "square",
@@ -99,6 +105,11 @@ def attack(
     output: Annotated[
         str | None, typer.Option(help="What the scores are: logits, log_probs or probs; as the model says if left out.")
     ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted from images before the model sees them, such as 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Then divided by, such as 0.229,0.224,0.225.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width to which images are resized inside.")] = None,
     defense: Annotated[str | None, typer.Option(help="Put a defense around the model: see `queryfoil list`.")] = None,
     fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense aaa.")] = None,
     device: Device = "cpu",
@@ -110,7 +121,8 @@ def attack(
     Can be stopped at any moment and continued by the same command, with the same result.
     """
     request = attacking.request(
-        model=model, output=output, defense=defense, fit=fit, images=images, n=n, attack=attack, norm=norm, eps=eps,
+        model=model, output=output, mean=mean, std=std, size=size, defense=defense,
+        fit=fit, images=images, n=n, attack=attack, norm=norm, eps=eps,
         budget=budget, seed=seed, loss=loss, accept=accept, hyper=attacking.hyper(setting or []), targeted=targeted,
     )  # fmt: skip
     with Display() as report:
@@ -138,7 +150,7 @@ def train(
     name: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A recipe file (.toml) or a shipped recipe: see `queryfoil list`.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder with the full data set (IDX files).")],
+    data: Annotated[Path, typer.Option(help="Folder with the full data set: see docs/data-sets.md.")],
     out: Annotated[Path, typer.Option(help="Folder for the weights (safetensors) and their card (JSON).")],
     device: Device = "cpu",
 ) -> None:
@@ -196,8 +208,8 @@ def list_command() -> None:
         "attacks": {k: _first_line(v) for k, v in ATTACKS.items()},
         "acceptance rules": {k: _first_line(v) for k, v in ACCEPTANCE.items()},
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
-        "models": {k: f"{_first_line(v)} {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
-        "data sets": DATASETS,
+        "models": {k: f"{v.about}; {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
+        "data sets": {k: v.about for k, v in DATASETS.items()},
         "recipes": {p.stem: recipe.read(p.stem).about for p in sorted(recipe.SHIPPED.glob("*.toml"))},
         "plans": {k: plan.read(k).about for k in plan.shipped()},
     }

@@ -17,7 +17,7 @@ from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
 from queryfoil.losses import LOSSES
-from queryfoil.models import MODELS
+from queryfoil.models.victim import Input, Victim, check_spec, victim
 from queryfoil.run import Attack, check
 from queryfoil.task import NORMS, Task
 
@@ -66,11 +66,25 @@ class Defense(BaseModel):
         return self
 
 
+def _numbers(value: object) -> object:
+    """Of the command line: "0.485,0.456,0.406"; a single number is for all channels."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return tuple(_number(part) for part in parts)
+
+
+Numbers = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False, strict=True)], ...], BeforeValidator(_numbers)]
+
+
 class Settings(BaseModel):
-    """How an attack is run: attack, norm, eps, goal, loss, budget, seed."""
+    """What is attacked and how: model and its input and output; attack, norm, eps, goal, loss, budget, seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    model: str  # as `models.victim.victim` takes it, and the next four with it
+    output: str | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    size: int | None = Field(default=None, ge=1)
     attack: str
     hyper: dict[str, float | int | str | bool] = {}
     accept: str = "greedy"
@@ -100,12 +114,26 @@ class Settings(BaseModel):
         check(built, self.norm, self.targeted, self.loss)
         return self
 
+    @model_validator(mode="after")
+    def _model(self) -> Self:
+        check_spec(self.model, self.input)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _own_loss(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("loss") is None and given.get("attack") in ATTACKS:
             return {**given, "loss": ATTACKS[given["attack"]].loss}
         return given
+
+    @property
+    def input(self) -> Input:
+        """What the model wants done to the images before it sees them."""
+        return Input(self.mean, self.std, self.size)
+
+    def victim(self, device: str) -> Victim:
+        """The model, undefended."""
+        return victim(self.model, device, self.output, self.input)
 
     def build(self, tau: float | None = None) -> Attack[Any]:
         """The attack, on a defense with this tau."""
@@ -127,18 +155,16 @@ class Settings(BaseModel):
 
 
 class Cell(Settings):
-    """One row of a plan: data, model, defenses from the inside out, and how the attack is run."""
+    """One row of a plan: data, defenses from the inside out, and what `Settings` has."""
 
     label: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
     dataset: str
-    model: str
     defenses: tuple[Defense, ...] = ()
     n: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _registered(self) -> Self:
         lookup(DATASETS, self.dataset, "data set")
-        lookup(MODELS, self.model, "model")
         return self
 
     def settings(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Models of yours: a shipped name, a function in a module, or an ONNX file."""
+"""Any model, by a text: a shipped or published one, a function in a module, or a file."""
 
 import importlib
 import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,67 @@ from torch import Tensor, nn
 
 from queryfoil import provenance
 from queryfoil.checks import lookup
+from queryfoil.data import Images
+from queryfoil.models import checkpoints
+from queryfoil.models.programs import from_program, in_batches
 from queryfoil.models.zoo import MODELS, load, on_device
-from queryfoil.oracle import Model, check_mode
+from queryfoil.oracle import Model, answers, check_mode
 
 OUTPUTS = {"logits": "of any size", "log_probs": "their exponentials sum to 1", "probs": "sum to 1"}
+
+
+PROGRAMS = (".pt", ".pth", ".ts", ".pt2")
+"""How the names of files with TorchScript or an exported program end."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a model wants done to images in [0, 1] before it sees them: nothing, if all is None.
+
+    `size` resizes to size x size pixels, bilinearly (with antialiasing where it shrinks). Then `mean` is subtracted
+    and divided by `std`: one number, or one a channel.
+
+    >>> Input(mean=(0.5,), std=(0.25,))(torch.ones(1, 1, 1, 1)).item()
+    2.0
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError(f"expected mean and std together, of one length, but got {self.mean} and {self.std}")
+        if self.std is not None and not (self.std and all(value > 0 for value in self.std)):
+            raise ValueError(f"expected std > 0 on the [0, 1] scale, but got {self.std}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"expected a size of at least 1 pixel, but got {self.size}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) as the model wants them."""
+        if self.size is not None and x.shape[2:] != (self.size, self.size):
+            x = nn.functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) not in (1, x.shape[1]):
+                raise ValueError(
+                    f"expected mean and std of 1 or {x.shape[1]} numbers, as the images have {x.shape[1]} channels, "
+                    f"but got {len(self.mean)}"
+                )
+            x = (x - x.new_tensor(self.mean).view(-1, 1, 1)) / x.new_tensor(self.std).view(-1, 1, 1)
+        return x
 
 
 class Victim(nn.Module):
     """A model of any kind as a module: `ask` maps images (n, C, H, W) to scores (n, K).
 
-    `output` says what the scores are; None: as `ask` declares by its own attribute `output`, else logits.
-    `identity` has hashes of what decides the answers, by what they cover; it is empty where nothing is known.
+    `input` is what it wants done to the images. `output` says what the scores are; None: as `ask` declares by its own
+    attribute `output`, else logits. `identity` has hashes of what decides the answers, by what they cover; it is empty
+    where nothing is known.
     """
 
-    def __init__(self, ask: Model, output: str | None = None, identity: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, ask: Model, output: str | None = None, identity: dict[str, str] | None = None, input: Input | None = None
+    ) -> None:
         super().__init__()
         check_mode(ask)
         declared = getattr(ask, "output", None)
@@ -36,40 +84,78 @@ class Victim(nn.Module):
             )
         self.output: str = output or declared or "logits"
         lookup(OUTPUTS, self.output, "output")
-        self.ask, self.identity = ask, identity or {}
+        self.ask, self.identity, self.input = ask, identity or {}, input or Input()
         self.deterministic = bool(getattr(ask, "deterministic", True))
+        self.rowwise = bool(getattr(ask, "rowwise", True))
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (n, K)."""
-        return self.ask(x)
+        return self.ask(self.input(x))
 
 
-def victim(spec: str, device: str = "cpu", output: str | None = None) -> Victim:
+def check_spec(spec: str, input: Input) -> None:
+    """ValueError for what `victim` would refuse unseen: a name that is none, or an input for a shipped model."""
+    name, equals, _ = spec.partition("=")
+    if equals:
+        lookup(checkpoints.PUBLISHED, name, "published network")
+    elif ":" in spec or Path(spec).suffix in (".onnx", *PROGRAMS):
+        return
+    else:
+        try:
+            lookup(MODELS, spec, "model")
+        except ValueError as error:
+            files = ", ".join((".onnx", *PROGRAMS))
+            raise ValueError(
+                f"{error} (module:function, a path that ends in {files}, or NAME=PATH of a published one, work too)"
+            ) from None
+    if input != Input():
+        raise ValueError(f"{spec} has its normalization inside; leave out mean, std and size")
+
+
+def victim(spec: str, device: str = "cpu", output: str | None = None, input: Input | None = None) -> Victim:
     """The model that `spec` names; ValueError that says what is missing.
 
-    `spec` is a name of `MODELS`; or `module:function`, a function without arguments in a module (installed,
+    `spec` is a name of `MODELS`; or NAME=PATH, where NAME is one of `checkpoints.PUBLISHED` and PATH its file; or
+    `module:function`, a function without arguments in a module (installed,
     or in the current folder) that returns a callable from images (n, C, H, W), float32 in [0, 1], to scores
-    (n, K), such as an nn.Module in evaluation mode; or a path that ends in .onnx. `output` is "logits", "log_probs" or
-    "probs".
+    (n, K), such as an nn.Module in evaluation mode; or a path that ends in .onnx, or in .pt, .pth, .ts or .pt2 for
+    TorchScript or an exported program, told apart by what is inside. Those are programs: load none that you would
+    not run. `output` is "logits", "log_probs" or "probs"; `input` what the model wants done to images in [0, 1].
 
     >>> victim("fashion-resnet")(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    if spec.endswith(".onnx"):
-        return _from_onnx(Path(spec), device, output)
-    if ":" in spec:
-        return _from_function(spec, device, output)
-    try:
-        builder = lookup(MODELS, spec, "model")
-    except ValueError as error:
-        raise ValueError(f"{error} (module:function, or a path that ends in .onnx, work too)") from None
-    model = load(spec, device)
-    identity = {"code": provenance.code([builder.__module__]), "weights": provenance.weights(model)}
-    return Victim(model, output, identity)
+    input = input or Input()
+    check_spec(spec, input)
+    read = {".onnx": _from_onnx} | dict.fromkeys(PROGRAMS, _from_program)
+    source = read.get(Path(spec).suffix, _from_function if ":" in spec else _shipped)
+    source = _published if "=" in spec else source
+    model, identity = source(spec, device)
+    return Victim(model, output, identity, input)
 
 
-def _from_function(spec: str, device: str, output: str | None) -> Victim:
+Found = tuple[Model, dict[str, str]]
+"""A model, and its identity."""
+
+
+def _shipped(name: str, device: str) -> Found:
+    model = load(name, device)
+    return model, provenance.network(model)
+
+
+def _published(spec: str, device: str) -> Found:
+    name, _, path = spec.partition("=")
+    model = checkpoints.load(name, path, device)
+    return model, provenance.network(model)
+
+
+def _from_program(spec: str, device: str) -> Found:
+    model = from_program(Path(spec), device)
+    return model, {"file": provenance.content(Path(spec))}
+
+
+def _from_function(spec: str, device: str) -> Found:
     name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in (*name.split("."), attribute)):
         raise ValueError(f"expected module:function, such as shop.models:classifier, but got {spec!r}")
@@ -90,9 +176,9 @@ def _from_function(spec: str, device: str, output: str | None) -> Victim:
     source = getattr(module, "__file__", None)
     identity = {"source": provenance.content(Path(source))} if source else {}
     if isinstance(model, nn.Module):
-        identity["weights"] = provenance.weights(model)
+        identity |= provenance.network(model)
         model = on_device(model, device)
-    return Victim(model, output, identity)
+    return model, identity
 
 
 @contextmanager
@@ -115,7 +201,8 @@ def _takes_nothing(function: Any) -> bool:
     return True
 
 
-def _from_onnx(path: Path, device: str, output: str | None) -> Victim:
+def _from_onnx(spec: str, device: str) -> Found:
+    path = Path(spec)
     if not path.is_file():
         raise ValueError(f"expected an ONNX file at {path}, but there is none")
     try:
@@ -134,7 +221,7 @@ def _from_onnx(path: Path, device: str, output: str | None) -> Victim:
         raise ValueError(f"expected an ONNX file that onnxruntime can load, but got {path}: {reason}") from None
     # large weights lie beside, in NAME.onnx.data
     parts = sorted(p for p in path.parent.iterdir() if p.name.startswith(path.name) and p.is_file())
-    return Victim(_Session(session, path), output, {"ONNX file": provenance.content(*parts)})
+    return _Session(session, path), {"ONNX file": provenance.content(*parts)}
 
 
 class _Session:
@@ -158,9 +245,21 @@ class _Session:
         if any(isinstance(size, int) and size != got for size, got in zip(self.shape[1:], x.shape[1:], strict=True)):
             raise ValueError(f"expected images {tuple(self.shape)} for {self.path}, but got {tuple(x.shape)}")
         batch = self.shape[0] if isinstance(self.shape[0], int) else len(x)
-        scores = []
-        for start in range(0, len(x), batch):
-            part = x[start : start + batch].cpu()
-            padded = torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])])
-            scores.append(torch.from_numpy(self.session.run(None, {self.name: padded.numpy()})[0])[: len(part)])
-        return torch.cat(scores).to(x.device)
+        return in_batches(self._run, x.cpu(), batch).to(x.device)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {self.name: x.numpy()})[0])
+
+
+def classes_of(model: Model, images: Images, seed: int) -> int:
+    """How many classes the model has; ValueError if it does not answer such images."""
+    try:
+        scores = answers(model, images.images, images.ids, torch.zeros_like(images.ids), seed)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a model of somebody else's raises
+        raise ValueError(
+            f"expected a model that answers images {tuple(images.images.shape)}, but it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return scores.shape[1]
