@@ -101,7 +101,7 @@ def test_the_identity_of_a_module_follows_source_and_weights(here: Path, monkeyp
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("fashion-resnt", "did you mean 'fashion-resnet'.*module:function, or a path that ends in .onnx"),
+        ("fashion-resnt", "did you mean 'fashion-resnet'.*module:function, a path that ends in .onnx"),
         ("nowhere_at_all:net", "expected a module 'nowhere_at_all' in this folder or installed, but there is none"),
         ("os.nowhere:net", "expected a module 'os.nowhere'"),
         (":net", "expected module:function, such as"),
