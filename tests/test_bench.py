@@ -330,3 +330,41 @@ def test_targets_depend_on_nothing_but_seed_and_id(small: Path) -> None:
     assert (targets[:2] == short.task.targets).all()
     assert (targets != long.task.labels).all()
     assert int(targets.max()) <= 9
+
+
+MANY = """
+name = "many"
+about = "A defense that ties images together, and one that is fitted"
+report_at = [3]
+[defaults]
+dataset = "fashion-mnist"
+model = "fashion-resnet"
+attack = "square"
+eps = "16/255"
+budget = 4
+n = 6
+[[cell]]
+label = "tied together"
+defenses = [{ name = "dent", loss = "shot", steps = 1 }]
+[[cell]]
+label = "apart"
+defenses = [{ name = "dent", steps = 1 }]
+[[cell]]
+label = "fitted"
+defenses = [{ name = "temperature", fit = true, by = "ece" }, { name = "aaa", tau = 2.0 }]
+"""
+
+
+def test_a_defense_that_ties_images_together_runs_on_all_at_once_and_any_may_be_fitted(tmp_path: Path) -> None:
+    (tmp_path / "many.toml").write_text(MANY)
+    chosen, out = plan.read(tmp_path / "many.toml"), tmp_path / "out"
+    assert bench.bench(chosen, out, chunk=2).left == 0
+    results = {result.cell.label: result for result in summary.collect(store.Store(out))[1]}
+    chunks = {label: len(list(out.glob(f"cells/{r.info['cell']}/chunk-*"))) for label, r in results.items()}
+    assert chunks == {"tied together": 1, "apart": 3, "fitted": 3}
+    row = next(row for row in summary.rows(*summary.collect(store.Store(out))) if row["label"] == "fitted")
+    found = row["defenses"][0]["fitted"]
+    assert found["by"] == "ece"
+    assert found["n"] == 1000
+    assert 0.5 < found["temperature"] < 3
+    assert row["labels_changed"] == 0

@@ -13,6 +13,7 @@ from queryfoil import bench, cli, data, models, plan
 from queryfoil.attacks import ATTACKS
 from queryfoil.defenses import DEFENSES
 from queryfoil.models import MODELS
+from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.plan import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +87,16 @@ def test_every_command_is_in_the_readme_and_has_help() -> None:
         name = command.name or command.callback.__name__
         assert f"`queryfoil {name}" in readme
         assert (command.callback.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_network_is_in_its_page(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs/published-checkpoints.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_every_defense_is_in_the_table_of_defenses(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs/choose-a-defense.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", data.DATASETS)

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from helpers import Declared, Linear, images
 from queryfoil import models, provenance
-from queryfoil.models.victim import Victim, victim
+from queryfoil.models import checkpoints
+from queryfoil.models.victim import Input, Victim, victim
 from queryfoil.oracle import answers
 
 FLOAT = TensorProto.FLOAT
@@ -221,3 +222,23 @@ def test_no_onnx_file_and_no_onnxruntime(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install 'queryfoil\[export\]'"):
         victim(str(path))
+
+
+def test_published_weights_are_named_by_network_and_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> dict[str, torch.Tensor]:
+        return {"0.weight": torch.full((3, 64), float(path.stem))}
+
+    def flat() -> torch.nn.Module:
+        model = torch.nn.Sequential(torch.nn.Linear(64, 3, bias=False))
+        model.register_forward_pre_hook(lambda module, given: (given[0].flatten(1),))
+        return model
+
+    monkeypatch.setitem(checkpoints.PUBLISHED, "Small", checkpoints.Published("", flat, read, ""))
+    one, two = victim("Small=1.pt"), victim("Small=sub/2.pt")
+    assert one(torch.ones(1, 1, 8, 8)).tolist() == [[64.0] * 3]
+    assert two(torch.ones(1, 1, 8, 8)).tolist() == [[128.0] * 3]
+    assert one.identity["weights"] != two.identity["weights"]
+    with pytest.raises(ValueError, match=r"Small=1.pt has its normalization inside"):
+        victim("Small=1.pt", input=Input(size=32))
+    with pytest.raises(ValueError, match=r"unknown published network 'Smal': .*did you mean 'Small'"):
+        victim("Smal=1.pt")
