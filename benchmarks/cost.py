@@ -45,7 +45,7 @@ def main() -> None:
     for cell in plan.read("defenses").cells:
         if only not in (None, cell.label):
             continue
-        pair = [models.load(undefended(cell.model)), prepare(cell, None, "cpu").model]
+        pair: list[Model] = [models.load(undefended(cell.model)), prepare(cell, None, "cpu").model]
         for model in pair:
             seconds(model, images, 1)
         ratios = [1 / (seconds(pair[0], images, i) / seconds(pair[1], images, i)) for i in range(1, ROUNDS + 1)]
