@@ -89,7 +89,7 @@ def test_every_kind_of_model_and_of_images_gives_the_same_result(folder: Path, t
             [{k: v for k, v in r.items() if k not in ("cell", "file")} for r in table(tmp_path / str(number))]
         )
     assert tables[0] == tables[1] == tables[2]
-    assert list(rows[1]["model_hashes"]) == ["source", "weights"]
+    assert list(rows[1]["model_hashes"]) == ["source", "code", "weights"]
     assert [r["file"] for r in table(tmp_path / "1")] == [f"{i}.png" for i in range(N)]
     assert [r["file"] for r in table(tmp_path / "2")] == [None] * N
 

@@ -12,13 +12,11 @@ from torch import nn
 
 from queryfoil.checks import lookup
 from queryfoil.data import Images
-from queryfoil.defenses.ensemble import Ensemble
 from queryfoil.defenses.pni import PNI
 from queryfoil.models.bottleneck import BottleneckResNet
 from queryfoil.models.cifar_resnet import CifarResNet
 from queryfoil.models.layers import FASHION
 from queryfoil.models.resnet import ResNet
-from queryfoil.models.thermometer import Thermometer
 from queryfoil.models.wide_resnet import WideResNet
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
@@ -41,10 +39,6 @@ def _pni() -> nn.Module:
     return PNI(CifarResNet(1, shortcut="pad", stride=2, normalize=FASHION, channels=1))
 
 
-def _trs() -> nn.Module:
-    return Ensemble(CifarResNet(1, shortcut="conv", stride=2, normalize=FASHION, channels=1) for _ in range(3))
-
-
 SMALL_WRN = {"depth": 10, "widen": 2, "stride": 2, "normalize": FASHION, "channels": 1}
 SMALL_RESNEXT = {
     "layers": (1, 1, 1), "groups": 4, "group_width": 8, "base": 16, "small": True, "normalize": FASHION,
@@ -59,24 +53,8 @@ MODELS: dict[str, Network] = {
     "fashion-wrn-pssilu": Network(
         "the same with PSSiLU, adversarially trained in L-inf", WideResNet, {**SMALL_WRN, "activation": "pssilu"}
     ),
-    "fashion-wrn-hat": Network(
-        "the same with Swish, adversarially trained in L-inf with helper images (HAT)",
-        WideResNet,
-        {**SMALL_WRN, "activation": "swish", "same": True},
-    ),
     "fashion-resnext": Network("undefended aggregated residual network", BottleneckResNet, SMALL_RESNEXT),
-    "fashion-resnext-denoise": Network(
-        "the same with feature denoising (FD), adversarially trained in L-inf",
-        BottleneckResNet,
-        {**SMALL_RESNEXT, "denoise": True},
-    ),
     "fashion-pni": Network("residual network with trained noise on its weights (PNI)", _pni, {}),
-    "fashion-trs": Network("three residual networks with diverse gradients (TRS)", _trs, {}),
-    "fashion-thermometer": Network(
-        "residual network that sees thermometer codes",
-        Thermometer,
-        {"network": functools.partial(ResNet, mean=0.5, std=0.5), "channels": 1},
-    ),
 }
 
 

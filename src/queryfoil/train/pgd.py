@@ -24,9 +24,9 @@ def pgd(
     followed by a projection. `loss` maps scores (N, K) to a scalar, summed over rows; by default it is
     the cross-entropy with the labels. The network is asked in evaluation mode and left as it was.
 
-    >>> model, task = nn.Flatten(), Task.create(torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]), eps=51 / 255)
+    >>> model, task = nn.Flatten(), Task.create(torch.full((1, 1, 1, 2), 0.4), torch.tensor([0]), eps=51 / 255)
     >>> (pgd(model, task, steps=5, step_size=0.1, generator=torch.Generator()) * 255).round()
-    tensor([[[[ 77., 179.]]]])
+    tensor([[[[ 51., 153.]]]])
     """
 
     def wrong(scores: Tensor) -> Tensor:
