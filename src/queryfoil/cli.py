@@ -78,7 +78,8 @@ def attack(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A shipped name, NAME=PATH of published weights, `module:function`, or a file: ONNX, TorchScript, torch.export.",
+            help="A shipped name, NAME=PATH of published weights, `module:function`, or a file (ONNX, TorchScript, "
+            "torch.export).",
         ),
     ],
     images: Annotated[
