@@ -17,6 +17,7 @@ from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.calibration import fit as fit_logits
 from queryfoil.models import MODELS
+from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.zoo import card
 from queryfoil.report import cells, page
 from queryfoil.terminal import Display, console, errors, finished, plainly, results
@@ -210,6 +211,7 @@ def list_command() -> None:
         "acceptance rules": {k: _first_line(v) for k, v in ACCEPTANCE.items()},
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
         "models": {k: f"{v.about}; {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
+        "published weights (NAME=PATH)": {k: v.about for k, v in PUBLISHED.items()},
         "data sets": {k: v.about for k, v in DATASETS.items()},
         "recipes": {p.stem: recipe.read(p.stem).about for p in sorted(recipe.SHIPPED.glob("*.toml"))},
         "plans": {k: plan.read(k).about for k in plan.shipped()},

@@ -47,11 +47,11 @@ SMALL_RESNEXT = {
 
 MODELS: dict[str, Network] = {
     "fashion-resnet": Network("undefended residual network, 8 convolutions deep", ResNet, {}),
-    "fashion-resnet-at": Network("the same, adversarially trained in L-inf", ResNet, {}),
-    "fashion-resnet-l2": Network("the same, adversarially trained in L2", ResNet, {}),
+    "fashion-resnet-at": Network("fashion-resnet, adversarially trained in L-inf", ResNet, {}),
+    "fashion-resnet-l2": Network("fashion-resnet, adversarially trained in L2", ResNet, {}),
     "fashion-wrn": Network("undefended wide residual network", WideResNet, SMALL_WRN),
     "fashion-wrn-pssilu": Network(
-        "the same with PSSiLU, adversarially trained in L-inf", WideResNet, {**SMALL_WRN, "activation": "pssilu"}
+        "fashion-wrn with PSSiLU, adversarially trained in L-inf", WideResNet, {**SMALL_WRN, "activation": "pssilu"}
     ),
     "fashion-resnext": Network("undefended aggregated residual network", BottleneckResNet, SMALL_RESNEXT),
     "fashion-pni": Network("residual network with trained noise on its weights (PNI)", _pni, {}),
