@@ -227,7 +227,10 @@ def feature_denoising(path: Path) -> State:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"expected a NumPy file (.npz) of weights at {path}, but there is none, or it is damaged")
     with np.load(path, allow_pickle=False) as arrays:
-        return from_tensorflow({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+        loaded = {name: arrays[name] for name in arrays.files}
+    if not all(isinstance(values, np.ndarray) for values in loaded.values()):
+        raise ValueError(f"expected a NumPy file (.npz) of weights at {path}, but it holds other things than arrays")
+    return from_tensorflow({name: torch.from_numpy(values) for name, values in loaded.items()})
 
 
 def from_tensorflow(raw: Mapping[str, Tensor]) -> State:
