@@ -161,6 +161,8 @@ def values(shapes, seed=0):
             state[key] = torch.tensor(7)
         elif key.endswith(("running_var", "variance/EMA")):
             state[key] = torch.ones(shape)
+        elif key.endswith("non_local/conv/bn/gamma"):
+            state[key] = torch.zeros(shape)  # as at the start of its training: it grows with the cube of its input
         else:
             state[key] = torch.randn(shape, generator=generator) * 0.05
     return state
@@ -257,7 +259,7 @@ def test_a_file_of_full_size_answers_four_images(name, tmp_path):
     x = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     scores = answers(model, x, rows, rows)
     assert scores.shape == (4, 1000 if size == 224 else 10)
-    assert len({round(float(row.sum()), 4) for row in scores}) > 1 or scores.std() > 0
+    assert not torch.equal(scores[0], scores[1])
 
 
 def small_network():
