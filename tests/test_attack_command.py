@@ -224,6 +224,16 @@ def test_a_protected_model(folder: Path, tmp_path: Path) -> None:
         run(tmp_path / "new", defense="aaa", fit=tmp_path / "other.json")
 
 
+def test_settings_of_a_defense(tmp_path: Path) -> None:
+    row = run(tmp_path / "out", defense="aaa", defense_hyper={"tau": 2.0, "curve": "sine"})
+    x = pictures.read("images").images
+    expected = qf.attack(qf.AAA(Linear(), tau=2.0, curve="sine"), x.images, x.labels, eps=16 / 255, budget=40)
+    assert row["accuracy"] == {"40": expected.accuracy()}
+    assert row["defenses"] == [{"name": "aaa", "tau": 2.0, "curve": "sine", "fitted": None}]
+    rounded = run(tmp_path / "other", defense="bit_depth", defense_hyper={"bits": 1})
+    assert rounded["accuracy"] != row["accuracy"]
+
+
 def test_a_randomized_model_is_not_asked_again_but_confirmed(tmp_path: Path) -> None:
     row = run(tmp_path, defense="input_noise")
     assert row["reached_again"] is None
@@ -288,6 +298,9 @@ def test_texts_become_the_values_that_they_look_like() -> None:
         (["--defense", "aaa"], "fit is missing; pass the file that `queryfoil fit` wrote"),
         (["--fit", "fit.json"], "fit is for the defense aaa and would have no effect"),
         (["--defense", "aaa", "--fit", "nowhere.json"], "No such file or directory: nowhere.json"),
+        (["--defense", "jpeg", "--defense-set", "qualty=50"], "unknown argument of jpeg 'qualty'"),
+        (["--defense", "jpeg", "--defense-set", "quality=500"], "expected quality as an integer from 1 to 95"),
+        (["--defense-set", "quality=50"], "settings of a defense would have no effect without one"),
         (["--output", "scores"], "unknown output 'scores'"),
         (["--device", "tpu9"], "expected a device that torch can use here"),
         (["--images", "nowhere"], "expected images at nowhere, but there are none"),

@@ -18,7 +18,6 @@ from torch import nn
 
 from queryfoil import files, pictures, provenance, summary, table
 from queryfoil.attacks import settings
-from queryfoil.checks import lookup
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
 from queryfoil.defenses import DEFENSES, tau_of
 from queryfoil.defenses.aaa import AAA
@@ -27,7 +26,7 @@ from queryfoil.models.victim import Victim, classes_of
 from queryfoil.models.zoo import on_device
 from queryfoil.oracle import answers
 from queryfoil.pictures import Pictures
-from queryfoil.plan import Settings, digest, reasons
+from queryfoil.plan import Defense, Settings, digest, reasons
 from queryfoil.report.cells import Row
 from queryfoil.store import CellStore, Store
 from queryfoil.task import random_targets
@@ -39,6 +38,7 @@ class Request(Settings):
     """What to attack, on which images, and how; build one with `request`."""
 
     defense: str | None = None
+    defense_hyper: dict[str, float | int | str | bool] = {}  # settings of the defense
     fit: Path | None = None  # for the defense "aaa": a file written by `Fit.save`
     images: str  # as `pictures.read` takes it
     n: int | None = Field(default=None, ge=1)  # the first ones; all if None
@@ -46,9 +46,15 @@ class Request(Settings):
     @model_validator(mode="after")
     def _defended(self) -> Self:
         if self.defense is not None:
-            lookup(DEFENSES, self.defense, "defense")
-        if self.defense == "aaa" and self.fit is None:
-            raise ValueError("aaa is fitted to a model, but fit is missing; pass the file that `queryfoil fit` wrote")
+            Defense.model_validate({**self.defense_hyper, "name": self.defense})
+        elif self.defense_hyper:
+            raise ValueError("settings of a defense would have no effect without one; set defense, or leave them out")
+        if self.fit is not None and self.defense_hyper:
+            raise ValueError("fit holds the settings of aaa, so others would have no effect; leave one out")
+        if self.defense == "aaa" and self.fit is None and "tau" not in self.defense_hyper:
+            raise ValueError(
+                "aaa is fitted to a model, but fit is missing; pass the file that `queryfoil fit` wrote, or set tau"
+            )
         if self.defense != "aaa" and self.fit is not None:
             raise ValueError("fit is for the defense aaa and would have no effect; leave it out, or set defense to aaa")
         return self
@@ -184,7 +190,9 @@ def _defended(network: nn.Module, request: Request) -> tuple[nn.Module, Fit | No
     if request.fit is not None:
         fit = Fit.load(request.fit)
         return AAA.from_fit(network, fit), fit
-    return (network if request.defense is None else DEFENSES[request.defense](network)), None
+    if request.defense is None:
+        return network, None
+    return DEFENSES[request.defense](network, **request.defense_hyper), None
 
 
 def _describe(p: Prepared) -> dict[str, Any]:
@@ -220,7 +228,7 @@ def _write(p: Prepared, store: CellStore, out: Path) -> Row:
         "model": p.request.model,
         "model_hashes": p.victim.identity,
         "dataset": p.request.images,
-        "defenses": [] if p.request.defense is None else [{"name": p.request.defense, "fitted": p.fitted}],
+        "defenses": [] if p.request.defense is None else [_defense_row(p)],
         **summary.attack_side(p.request, settings(p.attack), attacked, REPORT_AT),
         "adversarial_files": len(saved),
         "reached_again": len(shown) if deterministic else None,
@@ -229,6 +237,10 @@ def _write(p: Prepared, store: CellStore, out: Path) -> Row:
     }
     files.write_text(out / "summary.json", json.dumps([row], indent=1, allow_nan=False) + "\n")
     return row
+
+
+def _defense_row(p: Prepared) -> dict[str, Any]:
+    return {"name": p.request.defense, **p.request.defense_hyper, "fitted": p.fitted}
 
 
 def _write_pictures(p: Prepared, attacked: pa.Table, folder: Path) -> dict[int, str]:

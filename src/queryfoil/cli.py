@@ -113,6 +113,9 @@ def attack(
     std: Annotated[str | None, typer.Option(help="Then divided by, such as 0.229,0.224,0.225.")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width to which images are resized inside.")] = None,
     defense: Annotated[str | None, typer.Option(help="Put a defense around the model: see `queryfoil list`.")] = None,
+    defense_set: Annotated[
+        list[str] | None, typer.Option("--defense-set", metavar="KEY=VALUE", help="A setting of the defense; repeat.")
+    ] = None,
     fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense aaa.")] = None,
     device: Device = "cpu",
     time_limit: TimeLimit = None,
@@ -123,8 +126,9 @@ def attack(
     Can be stopped at any moment and continued by the same command, with the same result.
     """
     request = attacking.request(
-        model=model, output=output, mean=mean, std=std, size=size, defense=defense,
-        fit=fit, images=images, n=n, attack=attack, norm=norm, eps=eps,
+        model=model, output=output, mean=mean, std=std, size=size,
+        defense=defense, defense_hyper=attacking.hyper(defense_set or []), fit=fit,
+        images=images, n=n, attack=attack, norm=norm, eps=eps,
         budget=budget, seed=seed, loss=loss, accept=accept, hyper=attacking.hyper(setting or []), targeted=targeted,
     )  # fmt: skip
     with Display() as report:
