@@ -54,6 +54,11 @@ MODELS: dict[str, Network] = {
         "fashion-wrn with PSSiLU, adversarially trained in L-inf", WideResNet, {**SMALL_WRN, "activation": "pssilu"}
     ),
     "fashion-resnext": Network("undefended aggregated residual network", BottleneckResNet, SMALL_RESNEXT),
+    "fashion-resnext-denoise": Network(
+        "fashion-resnext with feature denoising (FD), adversarially trained in L-inf",
+        BottleneckResNet,
+        {**SMALL_RESNEXT, "denoise": True},
+    ),
     "fashion-pni": Network("residual network with trained noise on its weights (PNI)", _pni, {}),
 }
 
