@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import images
-from queryfoil import models
+from queryfoil import data, models
 from queryfoil.data import Images
 from queryfoil.defenses.ensemble import Ensemble
-from queryfoil.models import zoo
+from queryfoil.models import checkpoints, zoo
+from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.resnet import ResNet
 from queryfoil.task import Task
 from queryfoil.train import loop, recipe
@@ -167,7 +168,8 @@ def few_images(tmp_path, monkeypatch):
         pixels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         folder_with(tmp_path, idx(pixels), idx(rng.integers(0, 10, n, dtype=np.uint8)), prefix)
     monkeypatch.setitem(zoo.MODELS, "fashion-resnet", lambda: ResNet(widths=(4, 8)))
-    monkeypatch.setattr(loop, "PGD", (("linf", 8 / 255),))
+    monkeypatch.setitem(loop.NETWORKS, "fashion-resnet", lambda: ResNet(widths=(4, 8)))
+    monkeypatch.setitem(loop.PGD, "fashion-mnist", (("linf", 8 / 255),))
     return tmp_path
 
 
@@ -224,18 +226,37 @@ def test_weight_decay_is_on_the_weights_of_convolutions_and_the_linear_layer_alo
     assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
-every_recipe = pytest.mark.parametrize("name", sorted(p.stem for p in recipe.SHIPPED.glob("*.toml")))
+RECIPES = sorted(p.stem for p in recipe.SHIPPED.glob("*.toml"))
 
 
-@every_recipe
+@pytest.mark.parametrize("name", zoo.MODELS)
 def test_a_shipped_recipe_is_that_of_the_shipped_network(name):
     chosen = recipe.read(name)
     assert chosen.name == name
-    assert name in zoo.MODELS
     said = zoo.card(name)["recipe"]
     assert {k: said[k] for k in said if k not in ("about", "notes")} == {
         k: v for k, v in chosen.model_dump(mode="json").items() if k in said and k not in ("about", "notes")
     }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_a_network_and_a_data_set(name):
+    chosen = recipe.read(name)
+    assert chosen.name in loop.NETWORKS
+    assert chosen.dataset in data.DATASETS
+
+
+def test_a_network_without_a_place_in_the_zoo_is_trained_and_loaded_by_its_file(few_images, tmp_path, monkeypatch):
+    def small_ensemble():
+        return Ensemble(ResNet(widths=(4, 8)) for _ in range(3))
+
+    monkeypatch.setitem(loop.NETWORKS, "TRS", small_ensemble)
+    monkeypatch.setitem(PUBLISHED, "TRS", PUBLISHED["TRS"]._replace(build=small_ensemble))
+    card = loop.train(quick(name="TRS", epochs=1, objective={"method": "trs"}), few_images, tmp_path / "out")
+    some = data.load("fashion-mnist", "test", few_images)
+    loaded = checkpoints.load("TRS", tmp_path / "out/TRS.safetensors")
+    right = float((loop.predict(loaded, some.images).argmax(1) == some.labels).double().mean())
+    assert right == card["test_accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from queryfoil.checks import lookup
@@ -45,11 +46,12 @@ class Published(NamedTuple):
 def load(name: str, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """A network of `PUBLISHED` with its weights from a local file, in evaluation mode.
 
+    `path` has the format in which they were published, or is a .safetensors file that `queryfoil train` wrote.
     ValueError that names the first missing and unexpected weights if the file is of another network.
     """
     published = lookup(PUBLISHED, name, "published network")
     path = Path(path).expanduser()
-    state = published.read(path)
+    state = load_file(path) if path.suffix == ".safetensors" else published.read(path)
     with torch.random.fork_rng(devices=[]):
         model = published.build()
     _check(state, model.state_dict(), path, name)

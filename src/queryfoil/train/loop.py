@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from queryfoil import data, files, metrics, rng
 from queryfoil.checks import lookup
+from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.resnet import initialize
 from queryfoil.models.zoo import MODELS, on_device
 from queryfoil.oracle import answers
@@ -22,8 +23,16 @@ from queryfoil.task import Task
 from queryfoil.train.pgd import robust_accuracy
 from queryfoil.train.recipe import Recipe
 
-PGD = (("linf", 8 / 255), ("linf", 16 / 255), ("l2", 1.5))
-"""Balls in which a card tells the accuracy under 20 steps of PGD; the larger ones are those of the shipped plans."""
+PGD = {
+    "fashion-mnist": (("linf", 8 / 255), ("linf", 16 / 255), ("l2", 1.5)),
+    "cifar10": (("linf", 8 / 255), ("l2", 0.5)),
+}
+"""Balls in which a card tells the accuracy under 20 steps of PGD; the largest ones are those of the plans."""
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {name: published.build for name, published in PUBLISHED.items()}
+NETWORKS.update(MODELS)
+"""What can be trained: the networks of the zoo, and those whose weights others published."""
 
 
 class Epoch(NamedTuple):
@@ -48,7 +57,8 @@ def train(
     from which a killed run continues; the result is the same as without the interruption, because every
     draw depends on the seed and the epoch alone. Returns the card.
     """
-    builder = lookup(MODELS, recipe.name, "model")
+    builder = lookup(NETWORKS, recipe.name, "model")
+    lookup(PGD, recipe.dataset, "data set for training")
     with torch.random.fork_rng(devices=[]):
         model = builder()
     initialize(model, torch.Generator().manual_seed(recipe.seed))
@@ -63,7 +73,7 @@ def train(
         log.append({"loss": round(loss, 4), "test_accuracy": round(accuracy, 4)})
         _save_resume(resume, recipe, model, optimizer, log)
         report(Epoch(epoch + 1, recipe.epochs, loss, accuracy))
-    return _finish(model, test_set, recipe, Path(out), resume, log)
+    return _finish(model, test_set, recipe, folder, Path(out), resume, log)
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -159,7 +169,13 @@ def _restore(path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.opti
 
 
 def _finish(
-    model: nn.Module, test_set: data.Images, recipe: Recipe, out: Path, resume: Path, log: list[dict[str, float]]
+    model: nn.Module,
+    test_set: data.Images,
+    recipe: Recipe,
+    folder: str | Path,
+    out: Path,
+    resume: Path,
+    log: list[dict[str, float]],
 ) -> dict[str, object]:
     scores = predict(model, test_set.images)
     probs = metrics.probabilities(scores, "logits")  # for log-probabilities it is the same
@@ -170,7 +186,7 @@ def _finish(
         "test_images": len(test_set),
         "test_accuracy": correct / len(test_set),
         "test_ece": round(metrics.ece(probs, test_set.labels), 5),
-        "pgd20_accuracy": _pgd20(model, recipe.dataset),
+        "pgd20_accuracy": _pgd20(model, recipe.dataset, folder),
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -183,12 +199,12 @@ def _finish(
     return card
 
 
-def _pgd20(model: nn.Module, dataset: str) -> dict[str, float]:
-    """Accuracy under 20 steps of PGD on the images that plans attack, by norm and radius."""
+def _pgd20(model: nn.Module, dataset: str, folder: str | Path) -> dict[str, float]:
+    """Accuracy under 20 steps of PGD on the first 1,000 images that plans attack, by norm and radius."""
     device = next(model.parameters()).device
-    images = data.load(dataset, "attack").to(device)
+    images = data.load(dataset, "attack", folder)[:1000].to(device)
     found = {}
-    for norm, eps in PGD:
+    for norm, eps in PGD[dataset]:
         task = Task.create(images.images, images.labels, images.ids, norm=norm, eps=eps)
         found[f"{norm} {Fraction(eps).limit_denominator(255)}"] = robust_accuracy(model, task)
     return found
