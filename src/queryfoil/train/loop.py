@@ -31,7 +31,7 @@ PGD = {
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {name: published.build for name, published in PUBLISHED.items()}
-NETWORKS.update(MODELS)
+NETWORKS.update((name, network.__call__) for name, network in MODELS.items())
 """What can be trained: the networks of the zoo, and those whose weights others published."""
 
 
