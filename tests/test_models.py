@@ -42,7 +42,9 @@ def test_the_network_is_as_accurate_as_its_card_says(name):
     assert abs(float(right.double().mean()) - card["test_accuracy"]) < 0.03
 
 
-@pytest.mark.parametrize("name", ["fashion-resnet-at", "fashion-wrn-pssilu", "fashion-resnext-denoise"])
+@pytest.mark.parametrize(
+    "name", ["fashion-resnet-at", "fashion-wrn-pssilu", "fashion-wrn-hat", "fashion-resnext-denoise"]
+)
 def test_adversarial_training_makes_robust(name):
     """By their cards, at least 30 points above the undefended network under PGD; and asked again, on some images."""
     undefended = name.rsplit("-", 1)[0]

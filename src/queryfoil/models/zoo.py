@@ -53,6 +53,11 @@ MODELS: dict[str, Network] = {
     "fashion-wrn-pssilu": Network(
         "fashion-wrn with PSSiLU, adversarially trained in L-inf", WideResNet, {**SMALL_WRN, "activation": "pssilu"}
     ),
+    "fashion-wrn-hat": Network(
+        "fashion-wrn with Swish, adversarially trained in L-inf with helper images (HAT)",
+        WideResNet,
+        {**SMALL_WRN, "activation": "swish", "same": True},
+    ),
     "fashion-resnext": Network("undefended aggregated residual network", BottleneckResNet, SMALL_RESNEXT),
     "fashion-resnext-denoise": Network(
         "fashion-resnext with feature denoising (FD), adversarially trained in L-inf",
