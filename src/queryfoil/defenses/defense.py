@@ -1,7 +1,5 @@
 """What all defenses have in common: the model they wrap and what they declare."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 
@@ -30,8 +28,6 @@ class Defense(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        plain = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str) and k not in _OWN}
+        declared = ("training", "output", "deterministic", "keeps_label", "rowwise")
+        plain = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str) and k not in declared}
         return ", ".join(f"{k}={v!r}" for k, v in plain.items() if not k.startswith("_"))
-
-
-_OWN: Any = {"training", "output", "deterministic", "keeps_label", "rowwise"}
