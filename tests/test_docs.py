@@ -3,7 +3,7 @@
 import importlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from queryfoil.defenses import DEFENSES
 from queryfoil.models import MODELS
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.plan import shipped
+from queryfoil.train import recipe
+from queryfoil.train.objectives import AnyObjective
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -102,3 +104,16 @@ def test_every_defense_is_in_the_table_of_defenses(name: str) -> None:
 @pytest.mark.parametrize("name", data.DATASETS)
 def test_every_data_set_has_its_section(name: str) -> None:
     assert f"\n## {name}\n" in (ROOT / "docs/data-sets.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_of_the_guide_is_the_shipped_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs/train-a-network.md").read_text(encoding="utf-8")
+    (tmp_path / "own.toml").write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)[0])
+    assert recipe.read(str(tmp_path / "own.toml")) == recipe.read("fashion-resnet-at")
+
+
+@pytest.mark.parametrize("objective", get_args(get_args(AnyObjective)[0]))
+def test_every_objective_and_its_settings_are_in_the_guide(objective: Any) -> None:
+    text = (ROOT / "docs/train-a-network.md").read_text(encoding="utf-8")
+    assert f"`{objective.model_fields['method'].default}`" in text
+    assert all(f"`{name}`" in text for name in objective.model_fields if name != "method")
