@@ -17,6 +17,7 @@ from queryfoil.models.bottleneck import BottleneckResNet
 from queryfoil.models.cifar_resnet import CifarResNet
 from queryfoil.models.layers import FASHION
 from queryfoil.models.resnet import ResNet
+from queryfoil.models.thermometer import Thermometer
 from queryfoil.models.wide_resnet import WideResNet
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "zoo"
@@ -65,6 +66,11 @@ MODELS: dict[str, Network] = {
         {**SMALL_RESNEXT, "denoise": True},
     ),
     "fashion-pni": Network("residual network with trained noise on its weights (PNI)", _pni, {}),
+    "fashion-thermometer": Network(
+        "fashion-resnet that sees thermometer codes",
+        Thermometer,
+        {"network": functools.partial(ResNet, mean=0.5, std=0.5), "channels": 1},
+    ),
 }
 
 
