@@ -12,6 +12,7 @@ from torch import nn
 
 from queryfoil.checks import lookup
 from queryfoil.data import Images
+from queryfoil.defenses.ensemble import Ensemble
 from queryfoil.defenses.pni import PNI
 from queryfoil.models.bottleneck import BottleneckResNet
 from queryfoil.models.cifar_resnet import CifarResNet
@@ -40,6 +41,10 @@ def _pni() -> nn.Module:
     return PNI(CifarResNet(1, shortcut="pad", stride=2, normalize=FASHION, channels=1))
 
 
+def _trs() -> nn.Module:
+    return Ensemble(CifarResNet(1, shortcut="conv", stride=2, normalize=FASHION, channels=1) for _ in range(3))
+
+
 SMALL_WRN = {"depth": 10, "widen": 2, "stride": 2, "normalize": FASHION, "channels": 1}
 SMALL_RESNEXT = {
     "layers": (1, 1, 1), "groups": 4, "group_width": 8, "base": 16, "small": True, "normalize": FASHION,
@@ -66,6 +71,7 @@ MODELS: dict[str, Network] = {
         {**SMALL_RESNEXT, "denoise": True},
     ),
     "fashion-pni": Network("residual network with trained noise on its weights (PNI)", _pni, {}),
+    "fashion-trs": Network("three residual networks with diverse gradients (TRS)", _trs, {}),
     "fashion-thermometer": Network(
         "fashion-resnet that sees thermometer codes",
         Thermometer,
