@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,6 +360,8 @@ def test_a_defense_that_ties_images_together_runs_on_all_at_once_and_any_may_be_
     (tmp_path / "many.toml").write_text(MANY)
     chosen, out = plan.read(tmp_path / "many.toml"), tmp_path / "out"
     assert bench.bench(chosen, out, chunk=2).left == 0
+    page.write(out)
+    assert re.search(r"temperature\(by=ece, temperature=[\d.]+\)", (out / "report.html").read_text(encoding="utf-8"))
     results = {result.cell.label: result for result in summary.collect(store.Store(out))[1]}
     chunks = {label: len(list(out.glob(f"cells/{r.info['cell']}/chunk-*"))) for label, r in results.items()}
     assert chunks == {"tied together": 1, "apart": 3, "fitted": 3}

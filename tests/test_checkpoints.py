@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from queryfoil.models import checkpoints
+from queryfoil.models import checkpoints, inert
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.oracle import answers
 
@@ -300,12 +300,12 @@ def test_no_file_can_run_code(tmp_path, old):
         tmp_path / "bad.pt",
         _use_new_zipfile_serialization=not old,
     )
-    content = checkpoints.read_pickle(tmp_path / "bad.pt")
+    content = inert.read_pickle(tmp_path / "bad.pt")
     assert torch.equal(content["state_dict"]["a"], torch.ones(2))
     assert not (tmp_path / "made").exists()
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "made")))
     with pytest.raises(ValueError, match="cannot be read"):
-        checkpoints.read_pickle(tmp_path / "plain.pt")
+        inert.read_pickle(tmp_path / "plain.pt")
     assert not (tmp_path / "made").exists()
 
 

@@ -55,9 +55,10 @@ def test_nothing_known_wins_over_one_where_all_are_equal():
 @pytest.mark.parametrize("by", ["nll", "ece"])
 def test_a_fitted_model_is_calibrated_better_and_answers_the_same(overconfident, by):
     logits, labels = overconfident
-    model, found = TemperatureScaling.fitted(torch.nn.Identity(), logits, labels, by=by)
+    found = TemperatureScaling.fit(logits, labels, by=by)
+    model = TemperatureScaling.from_fit(torch.nn.Identity(), found)
     shown = model(logits)
-    assert found == {"temperature": model.temperature, "by": by, "n": 2000}
+    assert vars(found) == {"temperature": model.temperature, "by": by, "n": 2000}
     assert metrics.ece(shown.softmax(1), labels) < 0.5 * metrics.ece(logits.softmax(1), labels)
     assert torch.equal(shown.argmax(1), logits.argmax(1))
 
@@ -81,5 +82,5 @@ def test_too_few_or_wrong_labels_raise(fit):
 
 def test_an_unknown_criterion_is_answered_with_the_known():
     with pytest.raises(ValueError, match="unknown criterion 'brier': expected one of ece, nll"):
-        TemperatureScaling.fitted(Linear(), torch.zeros(60, 3), torch.arange(60) % 3, by="brier")
+        TemperatureScaling.fit(torch.zeros(60, 3), torch.arange(60) % 3, by="brier")
     assert np.isfinite(temperature_by_nll(torch.randn(60, 3), torch.arange(60) % 3))

@@ -174,8 +174,10 @@ def _defend(
                 for part in data.batches(cell.dataset, "calibration", data_folder)
             ]
             scores, labels = (torch.cat(parts) for parts in zip(*held_out, strict=True))
-            model, found = DEFENSES[defense.name].fitted(model, scores, labels, **defense.arguments)
-            fitted.append(found)
+            kind = DEFENSES[defense.name]
+            found = kind.fit(scores, labels, **defense.arguments)
+            model = kind.from_fit(model, found)
+            fitted.append(vars(found))
         else:
             model = DEFENSES[defense.name](model, **defense.arguments)
             fitted.append(None)

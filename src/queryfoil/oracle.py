@@ -52,6 +52,17 @@ def as_log_scores(scores: Tensor, output: str) -> Tensor:
     return scores.clamp_min(SMALLEST).log()
 
 
+def from_log_scores(scores: Tensor, output: str) -> Tensor:
+    """The way back: log-scores (N, K) as the kind that a model declares, normalized if they are probabilities.
+
+    >>> from_log_scores(torch.zeros(1, 2), "probs")
+    tensor([[0.5000, 0.5000]])
+    """
+    if output == "probs":
+        return scores.softmax(-1)
+    return scores.log_softmax(-1) if output == "log_probs" else scores
+
+
 def answers(
     model: Model, images: Tensor, ids: Tensor, queries: Tensor, seed: int = 0, micro_batch: int = 128
 ) -> Tensor:

@@ -53,12 +53,11 @@ class Defense(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> "Defense":
         kind = lookup(DEFENSES, self.name, "defense")
-        fitted = getattr(kind, "fitted", None)
-        if self.fit and fitted is None:
-            fits = ", ".join(name for name, kind in DEFENSES.items() if hasattr(kind, "fitted"))
+        if self.fit and not hasattr(kind, "fit"):
+            fits = ", ".join(name for name, kind in DEFENSES.items() if hasattr(kind, "fit"))
             raise ValueError(f"fit is set for {self.name}, which has nothing to fit; only {fits} can be fitted")
-        parameters = inspect.signature(fitted if self.fit and fitted else kind).parameters
-        accepted = dict.fromkeys(name for name in parameters if name not in ("model", "scores", "labels"))
+        parameters = inspect.signature(kind.fit if self.fit else kind).parameters.values()
+        accepted = dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         if self.fit and "temperature" in self.arguments:
             raise ValueError("fit finds the temperature, so setting it as well would have no effect; leave one out")
         for name in self.arguments:

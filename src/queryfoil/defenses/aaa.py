@@ -1,7 +1,6 @@
 """AAA as a module around any trained model (Chen et al., NeurIPS 2022)."""
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from queryfoil.defenses.calibration import Fit, fit
 from queryfoil.defenses.defense import Defense
 from queryfoil.defenses.disguise import LR, STEPS, TWO_CLASSES, check_settings, disguise
-from queryfoil.oracle import as_log_scores
+from queryfoil.oracle import as_log_scores, from_log_scores
 
 
 class AAA(Defense):
@@ -49,24 +48,7 @@ class AAA(Defense):
         self.solver, self.steps, self.lr = solver, steps, lr
         self.keeps_label = solver == "exact"
 
-    @classmethod
-    def fitted(
-        cls,
-        model: nn.Module,
-        scores: Tensor,
-        labels: Tensor,
-        *,
-        curve: str = "linear",
-        tau: float | None = None,
-        alpha: float | None = None,
-        beta: float = 5.0,
-        solver: str = "exact",
-        steps: int = STEPS,
-        lr: float = LR,
-    ) -> tuple["AAA", dict[str, Any]]:
-        """The model protected with what `fit` finds on its held-out scores (N, K); and what was found."""
-        found = fit(scores, labels, curve=curve, tau=tau, alpha=alpha, beta=beta, solver=solver, steps=steps, lr=lr)
-        return cls.from_fit(model, found), vars(found)
+    fit = staticmethod(fit)
 
     @classmethod
     def from_fit(cls, model: nn.Module, fit: Fit) -> "AAA":
@@ -95,10 +77,7 @@ class AAA(Defense):
             steps=self.steps,
             lr=self.lr,
         )
-        # normalized scores are not cut to half precision, which could tie the top two
-        if self.output == "probs":
-            return shown.softmax(-1)
-        return shown.log_softmax(-1) if self.output == "log_probs" else shown
+        return from_log_scores(shown, self.output)  # not cut back to half precision, which could tie the top two
 
     def extra_repr(self) -> str:
         adam = f", steps={self.steps}, lr={self.lr:g}" if self.solver == "adam" else ""

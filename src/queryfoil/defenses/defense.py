@@ -1,6 +1,6 @@
 """What all defenses have in common: the model they wrap and what they declare."""
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Defense(nn.Module):
@@ -8,7 +8,11 @@ class Defense(nn.Module):
 
     A subclass says by class attributes whether the same image always gets the same answer (`deterministic`),
     whether the label is kept (`keeps_label`), and whether an image's answer is independent of its batch
-    (`rowwise`). A wrapped model that is not deterministic or not rowwise passes that on.
+    (`rowwise`). A wrapped model that is not deterministic or not rowwise passes that on. Its `forward` maps images to
+    scores (N, K) of the kind that the model gives.
+
+    One whose settings can be found on held-out images has a static `fit(scores, labels, *, ...)`, which gives an object
+    with what it found, and a class method `from_fit(model, found)`.
     """
 
     deterministic: bool = True
@@ -22,10 +26,6 @@ class Defense(nn.Module):
         self.output: str = getattr(model, "output", "logits")
         self.deterministic = self.deterministic and getattr(model, "deterministic", True)
         self.rowwise = self.rowwise and getattr(model, "rowwise", True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores (N, K), of the kind that the model gives."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         declared = ("training", "output", "deterministic", "keeps_label", "rowwise")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from queryfoil import rng
 from queryfoil.checks import is_real
 from queryfoil.defenses.defense import Defense
-from queryfoil.oracle import as_log_scores, quantize
+from queryfoil.oracle import as_log_scores, from_log_scores, quantize
 
 
 def _check_std(std: Any, scale: str) -> float:
@@ -55,7 +55,4 @@ class OutputNoise(Defense):
     def forward(self, x: Tensor) -> Tensor:
         """Noisy scores (N, K)."""
         scores = as_log_scores(self.model(x), self.output)
-        noisy = scores + self.std * rng.noise_like(scores)
-        if self.output == "probs":
-            return noisy.softmax(-1)
-        return noisy.log_softmax(-1) if self.output == "log_probs" else noisy
+        return from_log_scores(scores + self.std * rng.noise_like(scores), self.output)

@@ -1,7 +1,8 @@
 """Temperature scaling (Guo et al., ICML 2017): calibration alone, no defense of the margin's trend."""
 
 import math
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,10 +12,24 @@ from queryfoil import metrics
 from queryfoil.checks import is_real, lookup
 from queryfoil.defenses.calibration import check_held_out
 from queryfoil.defenses.defense import Defense
-from queryfoil.oracle import as_log_scores
+from queryfoil.oracle import as_log_scores, from_log_scores
 
 FROM, TO = 1e-3, 1e3
 """Temperatures that are searched."""
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """What was found on n held-out images, and by which criterion."""
+
+    temperature: float
+    by: str
+    n: int
+
+
+def fit(logits: Tensor, labels: Tensor, *, by: str = "nll") -> TemperatureFit:
+    """The temperature that is best on held-out logits (N, K) and labels (N,), by "nll" or "ece"."""
+    return TemperatureFit(lookup(BY, by, "criterion")(logits, labels), by, len(labels))
 
 
 class TemperatureScaling(Defense):
@@ -34,20 +49,16 @@ class TemperatureScaling(Defense):
             raise ValueError(f"expected temperature > 0, but got {temperature!r}")
         self.temperature = float(temperature)
 
+    fit = staticmethod(fit)
+
     @classmethod
-    def fitted(
-        cls, model: nn.Module, scores: Tensor, labels: Tensor, *, by: str = "nll"
-    ) -> tuple[Self, dict[str, Any]]:
-        """The model at the temperature that is best on held-out scores, by "nll" or "ece"; and what was found."""
-        temperature = lookup(BY, by, "criterion")(scores, labels)
-        return cls(model, temperature=temperature), {"temperature": temperature, "by": by, "n": len(labels)}
+    def from_fit(cls, model: nn.Module, fit: TemperatureFit) -> Self:
+        """The model at the temperature that was found."""
+        return cls(model, temperature=fit.temperature)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, K)."""
-        scores = as_log_scores(self.model(x), self.output) / self.temperature
-        if self.output == "probs":
-            return scores.softmax(-1)
-        return scores.log_softmax(-1) if self.output == "log_probs" else scores
+        return from_log_scores(as_log_scores(self.model(x), self.output) / self.temperature, self.output)
 
 
 def temperature_by_nll(logits: Tensor, labels: Tensor) -> float:

@@ -87,7 +87,7 @@ def _settings(rows: list[Row]) -> list[str]:
 def _described(defense: dict[str, Any]) -> str:
     """A defense with the values that were used, fitted ones included."""
     names = ("curve", "tau", "alpha", "beta", "temperature", "solver")
-    found = {k: defense["fitted"][k] for k in names} if defense["fitted"] else {}
+    found = {k: v for k, v in (defense["fitted"] or {}).items() if k in names}
     given = {k: v for k, v in defense.items() if k not in ("name", "fit", "fitted")}
     arguments = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in {**given, **found}.items())
     return f"{defense['name']}({arguments})"
