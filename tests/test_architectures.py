@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from queryfoil.models import zoo
 from queryfoil.models.bottleneck import BottleneckResNet, Denoise, non_local_means
 from queryfoil.models.checkpoints import PUBLISHED
-from queryfoil.models.cifar_resnet import CifarResNet, Pad
 from queryfoil.models.layers import FASHION, PSSiLU, SameConv2d, pad_same
 from queryfoil.models.preact_resnet import PreActResNet
+from queryfoil.models.resnet import Pad, ResNet
 from queryfoil.models.thermometer import Thermometer, encode
 from queryfoil.models.wide_resnet import Block, WideResNet
 
@@ -183,7 +183,7 @@ def test_a_shipped_architecture_is_small_and_trains(name):
     [
         (lambda: WideResNet(12, 1), "expected a depth of 10, 16"),
         (lambda: WideResNet(10, 1, activation="gelu"), "unknown activation 'gelu'"),
-        (lambda: CifarResNet(shortcut="none", normalize=FASHION), "unknown shortcut 'none'"),
+        (lambda: ResNet(shortcut="none"), "unknown shortcut 'none'"),
         (lambda: Thermometer(nn.Flatten, levels=1), "expected at least 2 levels"),
     ],
 )

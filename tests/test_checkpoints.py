@@ -216,7 +216,7 @@ def test_noise_on_weights_is_read_from_its_own_file(tmp_path, old):
     raw = write(tmp_path / "model_best.pth.tar", *FILES["PNI-W"], old=old)
     model = checkpoints.load("PNI-W", tmp_path / "model_best.pth.tar")
     assert not any(module.training for module in model.modules())
-    layer = model.model.layer2[1].conv2.parametrizations.weight
+    layer = model.model.blocks[4].conv2.parametrizations.weight
     assert torch.equal(layer.original, raw["1.stage_2.1.conv_b.weight"])
     assert torch.equal(layer[0].alpha, raw["1.stage_2.1.conv_b.alpha_w"].flatten())
     x, rows = torch.rand(4, 3, 32, 32), torch.arange(4)
@@ -231,7 +231,7 @@ def test_an_ensemble_is_read_from_three_files(tmp_path):
     model = checkpoints.load("TRS", tmp_path / "checkpoint.pth.tar")
     for i in range(3):
         assert torch.equal(
-            model.members[i].layer3[0].downsample[0].weight, raw[i]["module.1.layer3.0.downsample.0.weight"]
+            model.members[i].blocks[6].shortcut[0].weight, raw[i]["module.1.layer3.0.downsample.0.weight"]
         )
     x = torch.rand(4, 3, 32, 32)
     expected = torch.stack([member(x).softmax(1) for member in model.members]).mean(0)

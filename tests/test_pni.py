@@ -9,8 +9,7 @@ from helpers import images
 from queryfoil import rng
 from queryfoil.defenses.ensemble import Ensemble
 from queryfoil.defenses.pni import PNI
-from queryfoil.models.cifar_resnet import CifarResNet
-from queryfoil.models.layers import FASHION
+from queryfoil.models.resnet import ResNet
 from queryfoil.oracle import answers
 
 
@@ -18,7 +17,7 @@ from queryfoil.oracle import answers
 def small():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return CifarResNet(1, shortcut="pad", normalize=FASHION, channels=1, stride=2).eval()
+        return ResNet((16, 32, 64), shortcut="pad").eval()
 
 
 def layer(alpha, channelwise=True):
@@ -110,7 +109,7 @@ def test_a_model_without_weights_is_refused():
 def test_an_ensemble_gives_the_logarithm_of_the_mean_probability(small):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        other = CifarResNet(1, shortcut="conv", normalize=FASHION, channels=1).eval()
+        other = ResNet((16, 32, 64), stride=1).eval()
     x = images(4, (1, 28, 28))
     expected = (F.softmax(small(x), 1) + F.softmax(other(x), 1)) / 2
     torch.testing.assert_close(Ensemble([small, other])(x).exp(), expected)

@@ -19,15 +19,16 @@ from queryfoil.checks import lookup
 from queryfoil.defenses.ensemble import Ensemble
 from queryfoil.defenses.pni import PNI
 from queryfoil.models.bottleneck import BottleneckResNet
-from queryfoil.models.cifar_resnet import CifarResNet
 from queryfoil.models.inert import read_pickle
 from queryfoil.models.layers import CIFAR
 from queryfoil.models.preact_resnet import PreActResNet
+from queryfoil.models.resnet import ResNet
 from queryfoil.models.wide_resnet import WideResNet
 from queryfoil.models.zoo import on_device
 
 State = dict[str, Tensor]
 RESNEXT_101: dict[str, Any] = {"layers": (3, 4, 23, 3), "groups": 32, "group_width": 8}
+RESNET_20: dict[str, Any] = {"widths": (16, 32, 64), "blocks": 3, "stride": 1, "channels": 3}
 PNI_CIFAR = ([x / 255 for x in (125.3, 123.0, 113.9)], [x / 255 for x in (63.0, 62.1, 66.7)])
 TRS_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
@@ -142,15 +143,15 @@ def pni(path: Path) -> State:
     rules = [
         (PREFIX[0], ""),
         (r"^1\.", "model."),
-        (r"\.conv_1_3x3\.", ".conv1."),
-        (r"\.bn_1\.", ".bn1."),
-        (r"\.classifier\.", ".fc."),
-        (r"\.stage_(\d)\.", r".layer\1."),
+        (r"\.conv_1_3x3\.", ".conv."),
+        (r"\.bn_1\.", ".bn."),
+        (r"\.classifier\.", ".linear."),
+        *((rf"\.stage_{g + 1}\.{j}\.", f".blocks.{3 * g + j}.") for g in range(3) for j in range(3)),
         (r"\.conv_a\.", ".conv1."),
         (r"\.conv_b\.", ".conv2."),
         (r"\.bn_a\.", ".bn1."),
         (r"\.bn_b\.", ".bn2."),
-        (r"\.(conv1|conv2|fc)\.weight$", r".\1.parametrizations.weight.original"),
+        (r"\.(conv|conv1|conv2|linear)\.weight$", r".\1.parametrizations.weight.original"),
         (r"\.alpha_w$", ".parametrizations.weight.0.alpha"),
     ]
     state = _renamed(_without(_state(path, "state_dict"), "0.mean", "0.std"), rules)
@@ -160,7 +161,15 @@ def pni(path: Path) -> State:
 def trs(path: Path) -> State:
     """TRS's three files, PATH.0 to PATH.2, one a member."""
     members = [_state(path.with_name(f"{path.name}.{i}"), "state_dict") for i in range(3)]
-    rules = [PREFIX, (r"^1\.", "")]
+    rules = [
+        PREFIX,
+        (r"^1\.", ""),
+        (r"^conv1\.", "conv."),
+        (r"^bn1\.", "bn."),
+        (r"^fc\.", "linear."),
+        *((rf"^layer{g + 1}\.{j}\.", f"blocks.{3 * g + j}.") for g in range(3) for j in range(3)),
+        (r"\.downsample\.", ".shortcut."),
+    ]
     return {f"members.{i}.{k}": v for i, state in enumerate(members) for k, v in _renamed(state, rules).items()}
 
 
@@ -254,13 +263,13 @@ PUBLISHED: dict[str, Published] = {
     ),
     "PNI-W": Published(
         "CIFAR-10, ResNet-20 with channel-wise noise on its weights (PNI)",
-        lambda: PNI(CifarResNet(shortcut="pad", normalize=PNI_CIFAR)),
+        lambda: PNI(ResNet(**RESNET_20, shortcut="pad", normalize=PNI_CIFAR)),
         pni,
         "github.com/elliothe/CVPR_2019_PNI (a .pth.tar file)",
     ),
     "TRS": Published(
         "CIFAR-10, three ResNet-20 trained to differ (TRS)",
-        lambda: Ensemble(CifarResNet(shortcut="conv", normalize=TRS_CIFAR) for _ in range(3)),
+        lambda: Ensemble(ResNet(**RESNET_20, normalize=TRS_CIFAR) for _ in range(3)),
         trs,
         "not published; its training writes PATH.0, PATH.1 and PATH.2, of which PATH is given",
     ),

@@ -1,27 +1,43 @@
-"""A small residual network for small images: the victim that ships with the library."""
+"""Residual networks for small images: the victim that ships with the library, and the bodies of PNI and TRS."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from queryfoil.checks import lookup
+from queryfoil.models.layers import FASHION, Normalize, conv
+
+SHORTCUTS = {"conv": "a 1x1 convolution and batch norm", "pad": "every second pixel, and zeros for the new channels"}
+
+
+class Pad(nn.Module):
+    """A shortcut without parameters to `outputs` channels and half the resolution ("option A")."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.outputs - x.shape[1]))
 
 
 class Block(nn.Module):
-    """Basic residual block (He et al., 2016): two 3x3 convolutions and a shortcut."""
+    """Basic residual block: two 3x3 convolutions with batch norm, and a shortcut."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.conv1 = conv(inputs, outputs, 3, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv(outputs, outputs, 3)
+        self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False),
-                nn.BatchNorm2d(channels_out),
-            )
+        if inputs != outputs and shortcut == "pad":
+            self.shortcut = Pad(outputs)
+        elif inputs != outputs:
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
@@ -29,13 +45,16 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Small residual network, 8 convolutions deep, for small images.
+    """Residual network for small images (He et al., CVPR 2016, section 4.2), 2 + 2 x stages x `blocks` layers deep.
 
-    Images in [0, 1], float32 (N, C, H, W), to logits (N, K); normalization is inside. A stem
-    of stride 2, one block per width (the later ones halve the resolution), global average pooling, a
-    linear layer.
+    Images in [0, 1], float32 (N, C, H, W), to logits (N, K). widths: of the stages, of which all but the first
+    halve the resolution; each has `blocks` blocks. stride: of the first convolution. shortcut: "conv" or "pad", where
+    the width changes. normalize: mean and standard deviation of each channel.
 
-    >>> ResNet(widths=(8, 16), channels=1, classes=10)(torch.zeros(2, 1, 28, 28)).shape
+    The defaults are the victim that ships with the library, of 8 layers. ResNet-20 of PNI and TRS: widths (16, 32, 64),
+    3 blocks, stride 1.
+
+    >>> ResNet(widths=(8, 16))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
 
@@ -44,23 +63,31 @@ class ResNet(nn.Module):
     def __init__(
         self,
         widths: Sequence[int] = (32, 64, 128),
+        blocks: int = 1,
+        *,
+        stride: int = 2,
+        shortcut: str = "conv",
+        normalize: tuple[Sequence[float], Sequence[float]] = FASHION,
         channels: int = 1,
         classes: int = 10,
-        mean: float = 0.2860,
-        std: float = 0.3530,
     ) -> None:
         super().__init__()
-        self.mean, self.std = mean, std
-        self.conv = nn.Conv2d(channels, widths[0], 3, 2, 1, bias=False)
+        lookup(SHORTCUTS, shortcut, "shortcut")
+        self.normalize = Normalize(*normalize)
+        self.conv = conv(channels, widths[0], 3, stride)
         self.bn = nn.BatchNorm2d(widths[0])
-        pairs = zip([widths[0], *widths[:-1]], widths, strict=True)
-        self.blocks = nn.Sequential(*(Block(a, b, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairs)))
-        self.linear = nn.Linear(widths[-1], classes)
+        layers, inputs = [], widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                layers.append(Block(inputs, width, 2 if stage > 0 and block == 0 else 1, shortcut))
+                inputs = width
+        self.blocks = nn.Sequential(*layers)
+        self.linear = nn.Linear(inputs, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn(self.conv((x - self.mean) / self.std)))
-        logits: Tensor = self.linear(self.blocks(x).mean(dim=(2, 3)))
+        out = torch.relu(self.bn(self.conv(self.normalize(x))))
+        logits: Tensor = self.linear(self.blocks(out).mean(dim=(2, 3)))
         return logits
 
 

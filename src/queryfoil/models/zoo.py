@@ -15,7 +15,6 @@ from queryfoil.data import Images
 from queryfoil.defenses.ensemble import Ensemble
 from queryfoil.defenses.pni import PNI
 from queryfoil.models.bottleneck import BottleneckResNet
-from queryfoil.models.cifar_resnet import CifarResNet
 from queryfoil.models.layers import FASHION
 from queryfoil.models.resnet import ResNet
 from queryfoil.models.thermometer import Thermometer
@@ -38,11 +37,11 @@ class Network(NamedTuple):
 
 
 def _pni() -> nn.Module:
-    return PNI(CifarResNet(1, shortcut="pad", stride=2, normalize=FASHION, channels=1))
+    return PNI(ResNet((16, 32, 64), shortcut="pad"))
 
 
 def _trs() -> nn.Module:
-    return Ensemble(CifarResNet(1, shortcut="conv", stride=2, normalize=FASHION, channels=1) for _ in range(3))
+    return Ensemble(ResNet((16, 32, 64)) for _ in range(3))
 
 
 SMALL_WRN = {"depth": 10, "widen": 2, "stride": 2, "normalize": FASHION, "channels": 1}
@@ -75,7 +74,7 @@ MODELS: dict[str, Network] = {
     "fashion-thermometer": Network(
         "fashion-resnet that sees thermometer codes",
         Thermometer,
-        {"network": functools.partial(ResNet, mean=0.5, std=0.5), "channels": 1},
+        {"network": functools.partial(ResNet, normalize=([0.5], [0.5])), "channels": 1},
     ),
 }
 
