@@ -14,8 +14,8 @@ import time
 import torch
 
 from queryfoil import data, models, plan, rng
-from queryfoil.bench import prepare
 from queryfoil.oracle import Model
+from queryfoil.prepare import prepare
 
 BATCH, ROUNDS = 128, 15
 FAMILY = {"fashion-pni": "fashion-resnet", "fashion-trs": "fashion-resnet", "fashion-thermometer": "fashion-resnet"}
@@ -45,7 +45,7 @@ def main() -> None:
     for cell in plan.read("defenses").cells:
         if only not in (None, cell.label):
             continue
-        pair: list[Model] = [models.load(undefended(cell.model)), prepare(cell, None, "cpu").model]
+        pair: list[Model] = [models.load(undefended(cell.model)), prepare(cell).model]
         for model in pair:
             seconds(model, images, 1)
         ratios = [1 / (seconds(pair[0], images, i) / seconds(pair[1], images, i)) for i in range(1, ROUNDS + 1)]

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from queryfoil import bench, files, plan, store, summary, table
+from queryfoil import bench, files, plan, prepare, store, summary, table
+from queryfoil.chunks import Progress
 from queryfoil.report import page
 
 SMALL = """
@@ -98,10 +100,54 @@ def test_a_time_limit_stops_at_a_chunk_and_says_what_is_left(small: Path, finish
 
 def test_finished_chunks_are_not_computed_again(small: Path, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.glob("cells/*/*.parquet")}
-    progress: list[bench.Progress] = []
+    progress: list[Progress] = []
     bench.bench(plan.read(small), finished, report=progress.append)
     assert {p: p.stat().st_mtime_ns for p in finished.glob("cells/*/*.parquet")} == before
     assert progress == []
+
+
+def test_more_images_continue_a_run_and_fewer_need_none(small: Path, finished: Path, tmp_path: Path) -> None:
+    few = plan.read(small)
+    few = few.model_copy(update={"cells": tuple(c.model_copy(update={"n": 10}) for c in few.cells)})
+    bench.bench(few, tmp_path / "few", share=tmp_path / "shared")
+    assert {row["n"] for row in without_times(tmp_path / "few")} == {10}
+    progress: list[Progress] = []
+    bench.bench(plan.read(small), tmp_path / "all", chunk=12, report=progress.append, share=tmp_path / "shared")
+    assert progress[-1].queries < sum(row["queries_total"] for row in without_times(finished))
+    assert without_times(tmp_path / "all") == without_times(finished)
+    assert columns(tmp_path / "all") == columns(finished)
+    before = without_times(tmp_path / "few")
+    progress.clear()
+    bench.bench(few, tmp_path / "few", report=progress.append, share=tmp_path / "shared")
+    assert progress == []
+    assert without_times(tmp_path / "few") == before
+
+
+def test_a_damaged_chunk_of_a_shared_cell_is_replaced(small: Path, finished: Path, tmp_path: Path) -> None:
+    few = plan.read(small).model_copy(update={"cells": plan.read(small).cells[:1]})
+    bench.bench(few.model_copy(update={"cells": (few.cells[0].model_copy(update={"n": 10}),)}), tmp_path, chunk=10)
+    (tmp_path / "plan.json").unlink()
+    bench.bench(few, tmp_path, chunk=24)
+    first = next(tmp_path.glob("cells/*/chunk-000000-000010.parquet"))
+    first.write_bytes(b"no table")
+    outcome = bench.bench(few, tmp_path, chunk=4)
+    assert outcome.damaged == (first,)
+    assert not first.exists()
+    assert bench.bench(few, tmp_path).damaged == ()
+    assert without_times(tmp_path) == without_times(finished)[:1]
+
+
+def test_images_can_be_left_out_of_what_is_stored(small: Path, finished: Path, tmp_path: Path) -> None:
+    bench.bench(plan.read(small), tmp_path, keep_images=False)
+    assert without_times(tmp_path) == without_times(finished)
+    assert not any(columns(tmp_path)["adversarial"])
+    assert any(columns(finished)["adversarial"])
+
+
+def test_every_result_names_what_computed_it(finished: Path) -> None:
+    for row in without_times(finished):
+        assert [v["torch"] for v in row["versions"]] == [str(torch.__version__)]
+        assert re.fullmatch(r"([0-9a-f]{40}\+?)?", row["versions"][0]["commit"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "other cell"])
@@ -182,7 +228,7 @@ def test_only_the_randomized_cell_is_confirmed_and_changes_labels(finished: Path
 
 def test_recorded_images_fool_the_defended_model_again(small: Path, finished: Path) -> None:
     cell = plan.read(small).cells[1]
-    prepared = bench.prepare(cell, None, "cpu")
+    prepared = prepare.prepare(cell, None, "cpu")
     rows = store.Store(finished).cell(prepared.key).attacked()
     assert len(rows) == cell.n
     fooled = [r for r in rows.to_pylist() if r["adversarial"] is not None]
@@ -195,10 +241,18 @@ def test_recorded_images_fool_the_defended_model_again(small: Path, finished: Pa
 
 def test_the_key_of_a_cell_follows_what_decides_its_result(small: Path) -> None:
     cell = plan.read(small).cells[1]
-    key = bench.prepare(cell, None, "cpu").key
-    assert bench.prepare(cell.model_copy(update={"label": "other name"}), None, "cpu").key == key
-    for change in ({"seed": 1}, {"budget": 13}, {"n": 23}, {"loss": "cross_entropy"}, {"hyper": {"p_init": 0.1}}):
-        assert bench.prepare(cell.model_copy(update=change), None, "cpu").key != key
+    key = prepare.prepare(cell, None, "cpu").key
+    assert prepare.prepare(cell.model_copy(update={"label": "other name"}), None, "cpu").key == key
+    for change in ({"n": 23}, {"trace": 1}, {"hyper": {"p_init": 0.05}}):  # what says the same, or adds images
+        assert prepare.prepare(cell.model_copy(update=change), None, "cpu").key == key
+    for change in (
+        {"seed": 1},
+        {"budget": 13},
+        {"loss": "cross_entropy"},
+        {"hyper": {"p_init": 0.1}},
+        {"eps": 8 / 255},
+    ):
+        assert prepare.prepare(cell.model_copy(update=change), None, "cpu").key != key
 
 
 def test_a_report_needs_a_bench_folder(tmp_path: Path) -> None:
@@ -243,7 +297,7 @@ def test_too_many_images_are_refused_before_a_query(small: Path, tmp_path: Path)
 
 
 def test_progress_rises_to_the_total(small: Path, tmp_path: Path) -> None:
-    seen: list[bench.Progress] = []
+    seen: list[Progress] = []
     bench.bench(plan.read(small), tmp_path, chunk=10, report=seen.append)
     units = [p.units for p in seen]
     assert units == sorted(units)
@@ -256,7 +310,7 @@ def test_results_of_other_code_are_not_looked_at(small: Path, tmp_path: Path, mo
     one = one.model_copy(update={"cells": one.cells[:1]})
     bench.bench(one, tmp_path)
     old = summary.rows(*summary.collect(store.Store(tmp_path)))[0]
-    monkeypatch.setattr(bench.provenance, "code", lambda modules: "changed")
+    monkeypatch.setattr(prepare.provenance, "code", lambda modules: "changed")
     bench.bench(one, tmp_path, chunk=24, time_limit=0)
     with pytest.raises(ValueError, match="not finished"):
         summary.collect(store.Store(tmp_path))
@@ -279,11 +333,16 @@ def test_a_lost_plan_file_and_half_written_ones_are_no_obstacle(small: Path, fin
     (out / ".plan.json.abc").write_text("{")
     half = next(out.glob("cells/*")) / ".chunk-000000-000012.parquet.abc"
     half.write_bytes(b"PAR1")
-    progress: list[bench.Progress] = []
+    for path in (half, out / ".plan.json.abc"):
+        os.utime(path, (0, 0))  # a new one may be another run's
+    young = half.with_name(".chunk-000012-000024.parquet.abc")
+    young.write_bytes(b"PAR1")
+    progress: list[Progress] = []
     bench.bench(plan.read(small), out, chunk=12, report=progress.append)
     assert progress == []
     assert not half.exists()
     assert not (out / ".plan.json.abc").exists()
+    assert young.exists()
     assert without_times(out) == without_times(finished)
 
 
@@ -325,7 +384,7 @@ def test_a_folder_with_other_test_images_is_refused(small: Path, tmp_path: Path)
 
 def test_targets_depend_on_nothing_but_seed_and_id(small: Path) -> None:
     cell = plan.read(small).cells[2]
-    long, short = (bench.prepare(cell.model_copy(update={"n": n}), None, "cpu") for n in (24, 2))
+    long, short = (prepare.prepare(cell.model_copy(update={"n": n}), None, "cpu") for n in (24, 2))
     targets = long.task.targets
     assert targets is not None
     assert (targets[:2] == short.task.targets).all()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import queryfoil as qf
 from helpers import Linear
-from queryfoil import bench, cli, plan, store, summary
+from queryfoil import bench, cli, plan, prepare, store, summary
 from queryfoil.attacks import build
 from queryfoil.oracle import answers
 from queryfoil.run import run
@@ -83,13 +83,13 @@ def test_a_plan_on_a_folder_with_a_model_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_each_data_set_is_read_once_for_all_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, read_splits = bench.data.load, []
+    load, read_splits = qf.data.load, []
 
     def counted(name: str, split: str, folder: Any = None) -> qf.data.Images:
         read_splits.append(split)
         return load(name, split, folder)
 
-    monkeypatch.setattr(bench.data, "load", counted)
+    monkeypatch.setattr(prepare.data, "load", counted)
     bench.bench(read(CELLS), tmp_path / "out", tmp_path / "cifar", time_limit=0)
     assert read_splits == ["attack", "calibration"]
 
@@ -127,15 +127,15 @@ def test_folders_are_checked_before_anything_runs(more: str, arguments: list[str
 
 def test_a_folder_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "cifar").rename(tmp_path / "a=b")
-    assert bench.folders(["a=b"]) == "a=b"
-    assert bench.folders([]) is None
+    assert prepare.folders(["a=b"]) == "a=b"
+    assert prepare.folders([]) is None
 
 
 def test_the_key_of_a_cell_follows_the_model_and_its_input(tmp_path: Path) -> None:
     cell = read(CELLS).cells[0]
 
     def key(**changed: Any) -> str:
-        return bench.prepare(plan.Cell(**{**cell.model_dump(), **changed}), tmp_path / "cifar", "cpu").key
+        return prepare.prepare(plan.Cell(**{**cell.model_dump(), **changed}), tmp_path / "cifar", "cpu").key
 
     assert key() == key(label="other")
     before = key()

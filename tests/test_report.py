@@ -35,6 +35,7 @@ label = "undefended"
 [[cell]]
 label = "AAA-linear, tau 2 & <more> [/x] a|b $5 \\frac $"
 defenses = [{ name = "aaa", tau = 2.0 }]
+trace = 1
 [[cell]]
 label = "noise"
 defenses = [{ name = "input_noise", std = 0.05 }]

@@ -27,6 +27,7 @@ from queryfoil.models.zoo import on_device
 from queryfoil.oracle import answers
 from queryfoil.pictures import Pictures
 from queryfoil.plan import Defense, Settings, digest, reasons
+from queryfoil.prepare import attack_module, name_of
 from queryfoil.report.cells import Row
 from queryfoil.store import CellStore, Store
 from queryfoil.task import random_targets
@@ -159,20 +160,21 @@ def prepare(request: Request, device: str) -> Prepared:
     task.check_classes(classes)
     if request.targeted and given.targets is None:
         task = replace(task, targets=random_targets(task.labels, task.ids, classes, request.seed))
-    modules = ["queryfoil.run", "queryfoil.table", "queryfoil.models.victim", type(attack).__module__]
-    modules += [DEFENSES[request.defense].__module__] if request.defense else []
-    targets = () if task.targets is None else (task.targets,)
     fitted = None if fit is None else vars(fit)
-    key = digest(
+    targets = () if task.targets is None else (task.targets,)
+    key = name_of(
         {
             "settings": {k: v for k, v in request.model_dump(mode="json").items() if k not in ("fit", "images", "n")},
             "fitted": fitted,
-            "code": provenance.code(modules),
             "model": network.identity,
             "images": provenance.tensors(task.images, task.labels, task.ids, *targets),
-            "versions": {k: v for k, v in provenance.versions().items() if k != "python"},
-            "device": torch.device(device).type,
-        }
+        },
+        [
+            "queryfoil.models.victim",
+            attack_module(attack),
+            *([DEFENSES[request.defense].__module__] if request.defense else []),
+        ],
+        device,
     )
     return Prepared(request.name, key, attack, model, task, request.budget, request, network, fitted, given.names)
 
@@ -202,7 +204,6 @@ def _describe(p: Prepared) -> dict[str, Any]:
         "fitted": p.fitted,
         "hyper": settings(p.attack),
         "model": p.victim.identity,
-        "versions": provenance.versions(),
     }
 
 
@@ -233,7 +234,7 @@ def _write(p: Prepared, store: CellStore, out: Path) -> Row:
         "adversarial_files": len(saved),
         "reached_again": len(shown) if deterministic else None,
         "cell": p.key,
-        "versions": provenance.versions(),
+        "versions": store.versions(),
     }
     files.write_text(out / "summary.json", json.dumps([row], indent=1, allow_nan=False) + "\n")
     return row

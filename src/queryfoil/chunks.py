@@ -56,7 +56,8 @@ class Job:
 class Chunks:
     """The chunks of some jobs that are not on disk yet, a damaged one among them.
 
-    `size` is in images, and does not change a result. `time_limit` is in seconds from now.
+    `size` is in images, and does not change a result. `time_limit` is in seconds from now. Without `keep_images`, the
+    adversarial images are not stored.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class Chunks:
         size: int,
         time_limit: float | None,
         report: Callable[[Progress], None],
+        keep_images: bool = True,
     ) -> None:
         if size < 1:
             raise ValueError(f"expected a chunk of at least 1 image, but got {size}")
         self.end = None if time_limit is None else time.perf_counter() + time_limit
-        self.stores, self.report = stores, report
+        self.stores, self.report, self.keep_images = stores, report, keep_images
         self.missing = [list(_missing(job, store, size)) for job, store in zip(jobs, stores, strict=True)]
         left = [sum(rows.stop - rows.start for rows in missing) for missing in self.missing]
         self.left, self.images = sum(left), sum(map(len, jobs))
@@ -86,7 +88,8 @@ class Chunks:
             task = job.task.rows(rows)
             result = run(job.attack, job.model, task, job.budget, progress=self._within(job))
             confirmed = None if getattr(job.model, "deterministic", True) else confirm(job.model, task, result)
-            self.stores[number].write(_name(rows), table.attacked(task, result, confirmed), result.seconds)
+            found = table.attacked(task, result, confirmed, self.keep_images)
+            self.stores[number].write_chunk(rows, found, result.seconds)
             self.left -= len(task.ids)
             self.units += len(task.ids) * job.budget
             self.queries += int(result.queries.sum())
@@ -121,16 +124,14 @@ def space(out: str | Path) -> Iterator[None]:
         raise
 
 
-def _name(rows: slice) -> str:
-    return f"chunk-{rows.start:06d}-{rows.stop:06d}"
-
-
 def _missing(job: Job, store: CellStore, size: int) -> Iterator[slice]:
-    ids = job.task.ids.cpu().numpy()
+    """The images that no chunk on disk holds, in pieces of at most `size`; what ties images together runs on all."""
+    todo = np.setdiff1d(np.arange(len(job)), store.positions(job.task.ids.cpu().numpy()))
+    if not len(todo):
+        return
     if not (job.attack.rowwise and getattr(job.model, "rowwise", True)):
-        size = len(job)  # what ties images together runs on all at once
-    for start in range(0, len(job), size):
-        rows = slice(start, min(start + size, len(job)))
-        found = store.read(_name(rows), table.ATTACKED)
-        if found is None or not np.array_equal(found.column("id").to_numpy(), ids[rows]):
-            yield rows
+        yield slice(0, len(job))
+        return
+    for run_ in np.split(todo, np.flatnonzero(np.diff(todo) > 1) + 1):
+        for start in range(int(run_[0]), int(run_[-1]) + 1, size):
+            yield slice(start, min(start + size, int(run_[-1]) + 1))

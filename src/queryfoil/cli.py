@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, plan
+from queryfoil import __version__, attacking, plan, prepare
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS
 from queryfoil.attacks.acceptance import ACCEPTANCE
@@ -60,6 +60,13 @@ def bench(
     device: Device = "cpu",
     time_limit: TimeLimit = None,
     chunk: ChunkSize = CHUNK,
+    share: Annotated[
+        Path | None,
+        typer.Option(help="Folder in which plans share their cells, so that each is computed once; else in --out."),
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Store the adversarial images, or leave them out.")
+    ] = True,
 ) -> None:
     """Run a plan's attacks and write summary.json, images.parquet, report.md and report.html.
 
@@ -67,7 +74,9 @@ def bench(
     """
     chosen = plan.read(name)
     with Display() as report:
-        outcome = running.bench(chosen, out, running.folders(data or []), device, time_limit, chunk, report)
+        outcome = running.bench(
+            chosen, out, prepare.folders(data or []), device, time_limit, chunk, report, share, images
+        )
     finished(outcome)
     report_command(out)
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_if_old(path: Path, seconds: float = 600) -> None:
+    """Remove a half-written file that a killed process left; one that was touched lately may still be written."""
+    try:
+        if time.time() - path.stat().st_mtime > seconds:
+            path.unlink()
+    except FileNotFoundError:  # its writer has put it in its place
+        return

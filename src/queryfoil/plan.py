@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from queryfoil.attacks import ATTACKS, build
+from queryfoil.attacks import ATTACKS, build, settings
 from queryfoil.attacks.acceptance import ACCEPTANCE
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
@@ -125,6 +125,14 @@ class Settings(BaseModel):
             return {**given, "loss": ATTACKS[given["attack"]].loss}
         return given
 
+    def model_settings(self) -> dict[str, Any]:
+        """What decides the model."""
+        return self.model_dump(include={"model", "output", "mean", "std", "size"})
+
+    def attack_settings(self) -> dict[str, Any]:
+        """What decides the attack, but for its hyper-parameters."""
+        return self.model_dump(include={"norm", "eps", "targeted", "loss", "budget", "seed"})
+
     @property
     def input(self) -> Input:
         """What the model wants done to the images before it sees them."""
@@ -160,15 +168,20 @@ class Cell(Settings):
     dataset: str
     defenses: tuple[Defense, ...] = ()
     n: int = Field(ge=1)
+    trace: int = Field(default=0, ge=0)  # of how many images the losses along the attack are recorded
 
     @model_validator(mode="after")
     def _registered(self) -> Self:
         lookup(DATASETS, self.dataset, "data set")
+        if self.trace and settings(self.build()).get("accept") != "greedy":
+            raise ValueError("trace is for attacks with the acceptance rule greedy, the others have no current point")
+        if self.trace > self.n:
+            raise ValueError(f"expected trace <= n = {self.n}, but got {self.trace}")
         return self
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""
-        return {**self.model_dump(exclude={"label", "defenses"}), "defenses": self.defense_settings()}
+        return {**self.model_dump(exclude={"label", "defenses", "trace"}), "defenses": self.defense_settings()}
 
     def defense_settings(self) -> list[dict[str, Any]]:
         """The defenses as the plan says them, from the inside out."""

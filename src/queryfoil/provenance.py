@@ -1,19 +1,31 @@
 """What a result depends on, as hashes: code, weights, images, versions."""
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 DIGITS = 16
-NOT_DECIDING = ("queryfoil.metrics", "queryfoil.files", "queryfoil.defenses.calibration")
-"""Modules that others import without their code deciding a recorded result: what `fit` finds is hashed itself."""
+NOT_DECIDING = (
+    "queryfoil.data",
+    "queryfoil.defenses.calibration",
+    "queryfoil.files",
+    "queryfoil.metrics",
+    "queryfoil.models.checkpoints",
+    "queryfoil.models.zoo",
+    "queryfoil.provenance",
+)
+"""Modules that others import without their code deciding a recorded result: images are hashed themselves, and so is
+what `fit` finds, and a network, however it was named and loaded."""
 
 
 def code(modules: Iterable[str]) -> str:
@@ -84,13 +96,29 @@ def content(*paths: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, torch, threads and instruction set, on which the last bits of a result depend."""
+    """The library's version and commit, and Python, torch, threads and instruction set, which decide last bits."""
     return {
+        "queryfoil": version("queryfoil"),
+        "commit": _commit(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
         "threads": str(torch.get_num_threads()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit that the library's code is from, with a + if it was changed since; empty where there is no git."""
+    here = Path(__file__).parent
+    try:
+        tracked, changes, commit = (
+            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["ls-files", Path(__file__).name], ["status", "--porcelain", "."], ["rev-parse", "HEAD"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return (commit + "+" * bool(changes)) if tracked else ""
 
 
 def _bytes(tensor: Tensor) -> tuple[bytes, bytes]:

@@ -1,21 +1,27 @@
 """Where results lie on disk: one folder a cell, one Parquet file a finished chunk, each written atomically.
 
 DIR/plan.json                 the plan this folder belongs to (attack.json: the attack)
-DIR/cells/HASH/cell.json      what was run: settings, fitted parameters, versions
-DIR/cells/HASH/clean-HASH.parquet  scores of the images (by their hash) that nothing was fitted on
-DIR/cells/HASH/trace.parquet  losses along two attacks on one image
+DIR/cells/HASH/cell.json      what was run: settings, fitted parameters
 DIR/cells/HASH/chunk-A-B.parquet  images A to B of the cell
+DIR/cells/HASH/trace.parquet  losses along attacks on some images
+DIR/scores/HASH/scores.parquet  scores of a model on the images that nothing was fitted on
+
+Cells and scores may lie in another folder, which plans share. Each table carries in its metadata the hash, the seconds
+that it took, and the versions of what computed it.
 """
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from queryfoil import files, table
+from queryfoil import files, provenance, table
 from queryfoil.plan import Plan
 
 
@@ -31,10 +37,18 @@ class Owner(Protocol):
 
 
 class Store:
-    """The output folder of one plan, or of one attack (`kind` "attack")."""
+    """The output folder of one plan, or of one attack (`kind` "attack").
 
-    def __init__(self, folder: str | Path, kind: str = "plan") -> None:
+    `share` is the folder with the cells; None: as the folder says that is there, else the folder itself.
+    """
+
+    def __init__(self, folder: str | Path, kind: str = "plan", share: str | Path | None = None) -> None:
         self.folder, self.kind = Path(folder), kind
+        self.shared = self._shared() if share is None else Path(share)
+
+    def _shared(self) -> Path:
+        path = self.folder / f"{self.kind}.json"
+        return self.folder / read_json(path, "share")["share"] if path.is_file() else self.folder
 
     def check(self, owner: Owner) -> None:
         """ValueError if the folder belongs to another plan (or attack) or holds other things."""
@@ -63,9 +77,10 @@ class Store:
         self.check(owner)
         content = {"name": owner.name, "digest": owner.digest(), "cells": keys}
         content[self.kind] = owner.model_dump(mode="json")
+        content["share"] = os.path.relpath(self.shared, self.folder)
         files.write_text(self.folder / f"{self.kind}.json", json.dumps(content, indent=1) + "\n")
-        for half_written in [*self.folder.glob(".*.json.*"), *self.folder.glob("cells/*/.*.*")]:
-            half_written.unlink()
+        for half_written in [*self.folder.glob(".*.json.*"), *self.shared.glob("*/*/.*.*")]:
+            files.remove_if_old(half_written)  # a new one may be of another run, which shares the folder
 
     def plan(self) -> tuple[Plan, dict[str, str]]:
         """The plan that the folder belongs to, and the hashes of its cells by label."""
@@ -80,12 +95,16 @@ class Store:
 
     def cell(self, key: str) -> "CellStore":
         """The part of the folder for the cell with this hash."""
-        return CellStore(self.folder / "cells" / key, key)
+        return CellStore(self.shared / "cells" / key, key)
+
+    def scores(self, key: str) -> "CellStore":
+        """The part of the folder for the scores with this hash."""
+        return CellStore(self.shared / "scores" / key, key)
 
     def _ours(self, path: Path) -> bool:
         """What may lie in a folder whose plan.json was lost or not written yet."""
         written = {"plan": ("report.md", "report.html")}.get(self.kind, ("adversarial",))
-        return path.name in ("cells", "summary.json", "images.parquet", *written) or path.name.startswith(
+        return path.name in ("cells", "scores", "summary.json", "images.parquet", *written) or path.name.startswith(
             f".{self.kind}.json."
         )
 
@@ -99,7 +118,7 @@ class CellStore:
 
     def write(self, name: str, rows: pa.Table, seconds: float = 0.0) -> None:
         """Write a table atomically; `seconds` is the time that it took to compute."""
-        meta = {"cell": self.key, "seconds": f"{seconds:.3f}"}
+        meta = {"cell": self.key, "seconds": f"{seconds:.3f}", "versions": json.dumps(provenance.versions())}
         with files.replacing(self.folder / f"{name}.parquet") as temporary:
             pq.write_table(rows.replace_schema_metadata(meta), temporary, compression="zstd", write_page_checksum=True)
 
@@ -117,16 +136,44 @@ class CellStore:
         self.damaged.append(path)
         return None
 
-    def attacked(self) -> pa.Table:
-        """All finished chunks as one table, each image once, in the order of the cell."""
-        found = [self.read(path.stem, table.ATTACKED) for path in sorted(self.folder.glob("chunk-*.parquet"))]
-        chunks = [chunk for chunk in found if chunk is not None]
+    def write_chunk(self, rows: slice, attacked: pa.Table, seconds: float) -> None:
+        """Write the images at these positions of the cell; damaged chunks make room for it."""
+        for path in self.damaged:
+            if path.name.startswith("chunk-"):
+                path.unlink(missing_ok=True)
+        self.write(f"chunk-{rows.start:06d}-{rows.stop:06d}", attacked, seconds)
+
+    def attacked(self, n: int | None = None) -> pa.Table:
+        """The first n images of the cell (or all) that chunks hold, each once, in its order."""
+        chunks = list(self._chunks())
         if not chunks:
             return table.ATTACKED.empty_table()
-        meta = {"seconds": f"{sum(map(seconds, chunks)):.3f}"}
-        rows = pa.concat_tables([chunk.replace_schema_metadata() for chunk in chunks])
-        _, first = np.unique(rows.column("id").to_numpy(), return_index=True)
-        return rows.take(np.sort(first)).replace_schema_metadata(meta)
+        meta = {"seconds": f"{sum(seconds(chunk) for _, chunk in chunks):.3f}"}
+        rows = pa.concat_tables([chunk.replace_schema_metadata() for _, chunk in chunks])
+        positions, first = np.unique(np.concatenate([found for found, _ in chunks]), return_index=True)
+        return rows.take(first if n is None else first[positions < n]).replace_schema_metadata(meta)
+
+    def positions(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """At which positions of the cell, whose images have these ids, chunks hold the right image."""
+        found = [np.empty(0, np.int64)]
+        for positions, chunk in self._chunks():
+            inside = positions < len(ids)
+            right = chunk.column("id").to_numpy()[inside] == ids[positions[inside]]
+            found.append(positions[inside][right])
+        return np.unique(np.concatenate(found))
+
+    def versions(self) -> list[dict[str, str]]:
+        """What computed the chunks: each combination of versions once."""
+        texts = dict.fromkeys((chunk.schema.metadata or {}).get(b"versions", b"{}") for _, chunk in self._chunks())
+        return [json.loads(text) for text in texts]
+
+    def _chunks(self) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Each readable chunk, with the positions of its images."""
+        for path in sorted(self.folder.glob("chunk-*.parquet")):
+            chunk = self.read(path.stem, table.ATTACKED)
+            if chunk is not None:
+                start = int(path.stem.split("-")[1])
+                yield np.arange(start, start + len(chunk)), chunk
 
     def write_json(self, content: dict[str, Any]) -> None:
         """Write cell.json."""
@@ -134,7 +181,7 @@ class CellStore:
 
     def read_json(self) -> dict[str, Any]:
         """Read cell.json."""
-        return read_json(self.folder / "cell.json", "cell", "clean", "fitted", "hyper", "versions")
+        return read_json(self.folder / "cell.json", "cell", "shown", "undefended", "fitted", "hyper")
 
 
 def seconds(rows: pa.Table) -> float:

@@ -14,7 +14,7 @@ from queryfoil.store import CellStore, Store
 
 @dataclass(frozen=True)
 class CellResult:
-    """One finished cell: what was run, and its three tables."""
+    """One finished cell: what was run, and its tables."""
 
     cell: Cell
     info: dict[str, Any]  # cell.json
@@ -30,7 +30,7 @@ class CellResult:
 def collect(folder: Store) -> tuple[Plan, list[CellResult]]:
     """The finished cells of a folder, in the plan's order; ValueError that counts what is missing."""
     plan, keys = folder.plan()
-    found = {cell.label: _read(cell, folder.cell(keys[cell.label])) for cell in plan.cells}
+    found = {cell.label: _read(cell, folder.cell(keys[cell.label]), folder) for cell in plan.cells}
     if missing := [label for label, result in found.items() if result is None]:
         raise ValueError(
             f"{len(missing)} of {len(plan.cells)} cells in {folder.folder} are not finished "
@@ -39,15 +39,18 @@ def collect(folder: Store) -> tuple[Plan, list[CellResult]]:
     return plan, [result for result in found.values() if result is not None]
 
 
-def _read(cell: Cell, s: CellStore) -> CellResult | None:
+def _read(cell: Cell, s: CellStore, folder: Store) -> CellResult | None:
     if not (s.folder / "cell.json").is_file():
         return None
-    info = s.read_json()
-    attacked, trace = s.attacked(), s.read("trace", table.TRACE)
-    clean = s.read(str(info["clean"]), table.CLEAN)
-    if len(attacked) < cell.n or clean is None or trace is None:
+    info = s.read_json() | {"versions": s.versions()}
+    attacked = s.attacked(cell.n)
+    shown, raw = (
+        folder.scores(str(info[name])).read(table.SCORES_FILE, table.CLEAN) for name in ("shown", "undefended")
+    )
+    trace = s.read("trace", table.TRACE) if cell.trace else table.TRACE.empty_table()
+    if len(attacked) < cell.n or shown is None or raw is None or len(table.traced(trace)) < cell.trace:
         return None
-    return CellResult(cell, info, attacked, clean, trace)
+    return CellResult(cell, info, attacked, shown.append_column("undefended_scores", raw.column("scores")), trace)
 
 
 def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:

@@ -21,10 +21,11 @@ ATTACKED = pa.schema(
         ("queries", pa.int64()),
         ("fooled_at", pa.int64()),  # null if never
         ("confirmed", pa.float64()),  # share of fresh queries that the success survives; null if it can't fail
-        ("adversarial", pa.binary()),  # bytes C x H x W as the model saw them; null unless fooled by the attack
+        ("adversarial", pa.binary()),  # bytes C x H x W as the model saw them; null unless fooled by it, and kept
     ]
 )
-CLEAN = pa.schema([("id", pa.int64()), ("label", pa.int64()), ("scores", SCORES), ("undefended_scores", SCORES)])
+CLEAN = pa.schema([("id", pa.int64()), ("label", pa.int64()), ("scores", SCORES)])
+SCORES_FILE = "scores"  # the file with this table
 TRACE = pa.schema(
     [
         ("path", pa.string()),  # whose attack: "undefended" or "defended"
@@ -36,11 +37,14 @@ TRACE = pa.schema(
 )
 
 
-def attacked(task: Task, result: Result, confirmed: Tensor | None) -> pa.Table:
-    """The table of one attack; `confirmed` (N,) in [0, 1] for randomized defenses, NaN where not fooled."""
+def attacked(task: Task, result: Result, confirmed: Tensor | None, images: bool = True) -> pa.Table:
+    """The table of one attack; `confirmed` (N,) in [0, 1] for randomized defenses, NaN where not fooled.
+
+    Without `images`, the adversarial ones are left out.
+    """
     fooled_at = result.fooled_at.cpu().numpy()
     levels = (result.adversarial * 255).round().to(torch.uint8).cpu().numpy()
-    by_attack = (fooled_at > 1) & (fooled_at < NEVER)
+    kept = (fooled_at > 1) & (fooled_at < NEVER) & images
     again = None if confirmed is None else confirmed.cpu().numpy()
     columns = {
         "id": task.ids.cpu().numpy(),
@@ -51,7 +55,7 @@ def attacked(task: Task, result: Result, confirmed: Tensor | None) -> pa.Table:
         "fooled_at": pa.array(fooled_at, mask=fooled_at == NEVER),
         "confirmed": pa.nulls(len(fooled_at), pa.float64()) if again is None else pa.array(again, mask=np.isnan(again)),
         "adversarial": pa.array(
-            [row.tobytes() if fooled else None for row, fooled in zip(levels, by_attack, strict=True)],
+            [row.tobytes() if keep else None for row, keep in zip(levels, kept, strict=True)],
             pa.binary(),
         ),
     }
@@ -75,3 +79,8 @@ def fooled_at(table: pa.Table) -> NDArray[np.int64]:
     """The column with NEVER for null, as the metrics take it."""
     filled = table.column("fooled_at").fill_null(NEVER)
     return np.asarray(filled.to_numpy(), dtype=np.int64)
+
+
+def traced(trace: pa.Table | None) -> list[int]:
+    """The ids of the images of a trace, in its order."""
+    return [] if trace is None else list(dict.fromkeys(trace.column("id").to_pylist()))

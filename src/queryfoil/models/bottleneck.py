@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from queryfoil.models.layers import IMAGENET, Normalize, conv, pad_same
+from queryfoil.models.layers import IMAGENET, Normalize, RowwiseLinear, conv, pad_same
 
 
 class Denoise(nn.Module):
@@ -111,7 +111,7 @@ class BottleneckResNet(nn.Module):
                 blocks.append(Block(inputs, planes, stride, groups, group_width, base, same, denoise))
                 inputs = 4 * planes
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = RowwiseLinear(inputs, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from queryfoil.models.layers import CIFAR, Normalize, conv
+from queryfoil.models.layers import CIFAR, Normalize, RowwiseLinear, conv
 
 
 class Block(nn.Module):
@@ -60,7 +60,7 @@ class PreActResNet(nn.Module):
             inputs = width
         self.batchnorm = nn.BatchNorm2d(inputs)
         self.activation = nn.SiLU()
-        self.logits = nn.Linear(inputs, classes)
+        self.logits = RowwiseLinear(inputs, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:

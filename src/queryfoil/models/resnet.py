@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from queryfoil.checks import lookup
-from queryfoil.models.layers import FASHION, Normalize, conv
+from queryfoil.models.layers import FASHION, Normalize, RowwiseLinear, conv
 
 SHORTCUTS = {"conv": "a 1x1 convolution and batch norm", "pad": "every second pixel, and zeros for the new channels"}
 
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
                 layers.append(Block(inputs, width, 2 if stage > 0 and block == 0 else 1, shortcut))
                 inputs = width
         self.blocks = nn.Sequential(*layers)
-        self.linear = nn.Linear(inputs, classes)
+        self.linear = RowwiseLinear(inputs, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from queryfoil.checks import lookup
-from queryfoil.models.layers import ACTIVATIONS, Normalize, conv
+from queryfoil.models.layers import ACTIVATIONS, Normalize, RowwiseLinear, conv
 
 
 class Block(nn.Module):
@@ -79,7 +79,7 @@ class WideResNet(nn.Module):
         self.block2 = Group(count, widths[1], widths[2], 2, self.activation, same)
         self.block3 = Group(count, widths[2], widths[3], 2, self.activation, same)
         self.bn1 = nn.BatchNorm2d(widths[3])
-        self.fc = nn.Linear(widths[3], classes)
+        self.fc = RowwiseLinear(widths[3], classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ def accuracy_over_queries(results: list[CellResult]) -> Picture:
     return Picture("Accuracy over queries", _draw(plot, _with_legend(results)), caption)
 
 
-def losses_along_an_attack(result: CellResult) -> Picture:
-    """The loss shown to the attacker against the true one (the paper's figure 2), on two paths."""
-    trace = result.trace.to_pydict()
+def losses_along_an_attack(result: CellResult, image: int) -> Picture:
+    """The loss shown to the attacker against the true one on one image (the paper's figure 2), on two paths."""
+    trace = result.trace.filter(np.asarray(result.trace.column("id")) == image).to_pydict()
     paths = [p for p in ("undefended", "defended") if p in trace["path"]]
 
     def plot(figure: Figure) -> None:
@@ -112,7 +112,6 @@ def losses_along_an_attack(result: CellResult) -> Picture:
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
-    image = trace["id"][0]
     caption = (
         f"Image {image}, at the current point of the attack with the margin loss. Above, the attack sees the true "
         "margin and drives it to zero; the defense would have shown it the mirrored line. Below, it sees only what "
@@ -196,10 +195,10 @@ def all_of(results: list[CellResult]) -> list[Picture]:
     for r in results:
         models.setdefault((r.cell.dataset, r.cell.model, r.cell.defenses), r)
     shown = list(models.values())  # scores do not depend on the attack
-    misled = [r for r in results if len(r.trace) and any(d.name == "aaa" for d in r.cell.defenses)]
+    misled = [r for r in results if any(d.name == "aaa" for d in r.cell.defenses)]
     return [
         accuracy_over_queries(results),
-        *map(losses_along_an_attack, misled),
+        *(losses_along_an_attack(r, image) for r in misled for image in table.traced(r.trace)[: r.cell.trace]),
         scores_by_bin(shown),
         reliability(shown),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pyarrow.parquet as pq
 
-from queryfoil import __version__, files, summary
+from queryfoil import files, summary
 from queryfoil.plan import Plan
 from queryfoil.report import cells, figures
 from queryfoil.report.cells import Row
@@ -75,13 +75,19 @@ def html(plan: Plan, rows: list[Row], pictures: list[figures.Picture]) -> str:
         limits=LIMITS,
         pictures=pictures,
         settings=_settings(rows),
-        version=__version__,
+        versions=_versions(rows),
     )
 
 
 def _settings(rows: list[Row]) -> list[str]:
     """What was attacked and how, each setting once."""
     return list(dict.fromkeys(cells.setting(row) for row in rows))
+
+
+def _versions(rows: list[Row]) -> list[str]:
+    """What computed the rows, each combination once."""
+    found = dict.fromkeys(tuple(versions.items()) for row in rows for versions in row["versions"])
+    return [", ".join(f"{name} {value}" for name, value in one if value) for one in found]
 
 
 def _described(defense: dict[str, Any]) -> str:

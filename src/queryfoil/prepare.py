@@ -1,0 +1,243 @@
+"""From a cell of a plan to a job that can run: data, network, fitted defenses, attack, and the hash of it all."""
+
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from queryfoil import data, provenance
+from queryfoil.attacks import settings
+from queryfoil.checks import lookup
+from queryfoil.chunks import Job
+from queryfoil.data import DATASETS, Images
+from queryfoil.defenses import DEFENSES, tau_of
+from queryfoil.models.victim import Victim, classes_of
+from queryfoil.models.zoo import on_device
+from queryfoil.oracle import Model, answers
+from queryfoil.plan import Cell, Plan, digest
+from queryfoil.run import Attack
+from queryfoil.task import random_targets
+
+Folders = str | Path | Mapping[str, str | Path]
+"""The folder of the data set, or the folder of each by its name."""
+
+Found = tuple[dict[str, Any] | None, ...]
+"""For each defense of a stack, what `fit` found."""
+
+
+class Source(NamedTuple):
+    """A data set: the images to attack, all that nothing is fitted on, and their hashes."""
+
+    attacked: Images
+    unseen: Images
+    attacked_hash: str
+    unseen_hash: str
+
+
+class Stack(NamedTuple):
+    """A network and the defenses around it. `name` is a hash of all that decides its answers."""
+
+    name: str
+    network: Victim  # undefended
+    model: Any  # as it is served
+    fitted: Found
+
+
+@dataclass(frozen=True)
+class Prepared(Job):
+    """A cell with all that it needs in memory."""
+
+    cell: Cell
+    network: Victim  # undefended
+    unseen: Images  # all that nothing was fitted on: accuracy and calibration are measured here
+    fitted: Found
+    shown: str  # names of the files with the scores of the unseen images: as served, and undefended
+    undefended: str
+
+
+class Supplies:
+    """What cells are made from. Each data set, network and stack of defenses is loaded once, however many share it."""
+
+    def __init__(self, sources: Mapping[str, str | Path | None], device: str) -> None:
+        self.sources, self.device = sources, device
+        self.source = functools.cache(self._source)
+        self._networks: dict[str, Victim] = {}
+        self._stacks: dict[str, Stack] = {}
+
+    def prepare(self, cell: Cell) -> Prepared:
+        """Load data and network, fit and stack the defenses, and name the cell by all that decides its result."""
+        source = self.source(cell.dataset)
+        if len(source.attacked) < cell.n:
+            raise ValueError(f"{cell.label}: expected n <= {len(source.attacked)} attack images, but got n = {cell.n}")
+        images = on_device(source.attacked[: cell.n], self.device)
+        stack = self.stack(cell)
+        plain = self.stack(cell.model_copy(update={"defenses": ()}))
+        attack = cell.build(tau_of(stack.model))
+        classes = classes_of(stack.network, images[:2], cell.seed)
+        targets = random_targets(images.labels, images.ids, classes, cell.seed) if cell.targeted else None
+        task = cell.task(images, targets)
+        task.check_classes(classes)
+        tied = not (attack.rowwise and getattr(stack.model, "rowwise", True))
+        key = name_of(
+            {
+                **cell.attack_settings(),
+                "attack": [cell.attack, settings(attack)],
+                "n": cell.n if tied else None,  # no image's result depends on how many others there are
+                "stack": stack.name,
+                "images": source.attacked_hash,
+            },
+            [attack_module(attack)],
+            self.device,
+        )
+        shown, undefended = (self._scores(s, source, cell) for s in (stack, plain))
+        return Prepared(
+            cell.label, key, attack, stack.model, task, cell.budget,
+            cell, stack.network, source.unseen.to(self.device), stack.fitted, shown, undefended,
+        )  # fmt: skip
+
+    def stack(self, cell: Cell) -> Stack:
+        """The cell's network behind its defenses."""
+        asked = digest([cell.model_settings(), cell.dataset, cell.defense_settings(), cell.seed])
+        if asked not in self._stacks:
+            network = self._network(cell)
+            model, fitted = self._defend(network, cell)
+            layers = zip(cell.defense_settings(), fitted, strict=True)
+            decides = {
+                "model": network.identity,
+                "input": {k: v for k, v in cell.model_settings().items() if k != "model"},
+                "defenses": [[layer, _decisive(layer["name"], found)] for layer, found in layers],
+            }
+            modules = [DEFENSES[d.name].__module__ for d in cell.defenses]
+            name = name_of(decides, ["queryfoil.models.victim", *modules], self.device)
+            self._stacks[asked] = Stack(name, network, model, fitted)
+        return self._stacks[asked]
+
+    def _network(self, cell: Cell) -> Victim:
+        asked = digest(cell.model_settings())
+        if asked not in self._networks:
+            self._networks[asked] = cell.victim(self.device)
+        return self._networks[asked]
+
+    def _defend(self, network: Victim, cell: Cell) -> tuple[Model, Found]:
+        model: Any = network
+        fitted: list[dict[str, Any] | None] = []
+        for defense in cell.defenses:
+            kind = DEFENSES[defense.name]
+            if defense.fit:
+                found = kind.fit(*self._held_out(model, cell), **defense.arguments)
+                model = kind.from_fit(model, found)
+                fitted.append(vars(found))
+            else:
+                model = kind(model, **defense.arguments)
+                fitted.append(None)
+        return model.eval(), tuple(fitted)
+
+    def _held_out(self, model: Model, cell: Cell) -> tuple[Tensor, Tensor]:
+        """A model's scores of the calibration images, and their labels."""
+        # part by part: the calibration images of ImageNet are 3 GB, their scores 20 MB
+        parts = [
+            (clean_answers(model, part.to(self.device), cell.seed), part.labels.to(self.device))
+            for part in data.batches(cell.dataset, "calibration", self.sources.get(cell.dataset))
+        ]
+        scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        return scores, labels
+
+    def _scores(self, stack: Stack, source: Source, cell: Cell) -> str:
+        """Name of the file with the scores of a stack on all unseen images."""
+        seed = None if getattr(stack.model, "deterministic", True) else cell.seed
+        return digest([stack.name, source.unseen_hash, seed])
+
+    def _source(self, dataset: str) -> Source:
+        folder = self.sources.get(dataset)
+        attacked = unseen = data.load(dataset, "attack", folder)
+        if folder is not None and dataset in data.SLICES:
+            unseen = _without(_full(dataset, folder, attacked), data.load(dataset, "calibration"))
+        hashes = [provenance.tensors(part.images, part.labels, part.ids) for part in (attacked, unseen)]
+        return Source(attacked, unseen, *hashes)
+
+
+def prepare(cell: Cell, folder: str | Path | None = None, device: str = "cpu") -> Prepared:
+    """One cell, ready to run; `folder` is that of its data set."""
+    return Supplies({cell.dataset: folder}, device).prepare(cell)
+
+
+def name_of(decides: dict[str, Any], modules: Iterable[str], device: str) -> str:
+    """Hash of what decides a result: values, the library's code in these modules, and the kind of device.
+
+    Versions of torch, threads and instruction set, on which last bits depend, are written beside each result instead.
+    """
+    return digest({**decides, "code": provenance.code(modules), "device": torch.device(device).type})
+
+
+def attack_module(attack: Attack[Any]) -> str:
+    """The module of an attack; with all that it imports, the code that runs it."""
+    return type(attack).__module__
+
+
+def clean_answers(model: Model, images: Images, seed: int) -> Tensor:
+    """Scores of images, uncounted; randomized defenses draw as for a query number 0."""
+    return answers(model, images.images, images.ids, torch.zeros_like(images.ids), seed)
+
+
+def sources(plan: Plan, given: Folders | None) -> dict[str, str | Path | None]:
+    """The folder of each data set of a plan, None for what ships; ValueError for a missing or needless one."""
+    names = list(dict.fromkeys(cell.dataset for cell in plan.cells))
+    if given is not None and not isinstance(given, Mapping):
+        if len(names) > 1:
+            raise ValueError(
+                f"the plan has several data sets ({', '.join(names)}): name each one's folder, NAME=FOLDER"
+            )
+        given = {names[0]: given}
+    for name in given or {}:
+        lookup(dict.fromkeys(names), name, "data set of the plan")
+    if missing := [name for name in names if name not in data.SLICES and name not in (given or {})]:
+        raise ValueError(
+            f"expected {DATASETS[missing[0]].holds}, for {missing[0]}, which does not ship with the library, but got "
+            f"none; pass it by --data {missing[0]}=FOLDER"
+        )
+    return {name: (given or {}).get(name) for name in names}
+
+
+def folders(given: Iterable[str]) -> Folders | None:
+    """The folders of data sets from texts: one FOLDER, or NAME=FOLDER for each.
+
+    >>> folders(["cifar10=/data/cifar", "imagenet=/data/imagenet"])
+    {'cifar10': '/data/cifar', 'imagenet': '/data/imagenet'}
+    """
+    texts = list(given)
+    if len(texts) == 1 and ("=" not in texts[0] or Path(texts[0]).exists()):
+        return texts[0]
+    found: dict[str, str | Path] = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if not folder or name in found:
+            raise ValueError(f"expected one folder, or NAME=FOLDER for each data set once, but got {text!r}")
+        found[name] = folder
+    return found or None
+
+
+def _decisive(name: str, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `fit` found and the defense takes, to four digits: another machine finds the same, but for last bits."""
+    if found is None:
+        return None
+    taken = inspect.signature(DEFENSES[name]).parameters
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items() if k in taken}
+
+
+def _full(dataset: str, folder: str | Path, shipped: Images) -> Images:
+    """The full test split; ValueError unless it holds the shipped images at their ids."""
+    full = data.load(dataset, "test", folder)
+    if len(full) <= int(shipped.ids.max()) or not torch.equal(full[shipped.ids].images, shipped.images):
+        raise ValueError(
+            f"expected the test images of {dataset} in {folder}, but they are not those that the shipped ones come from"
+        )
+    return full
+
+
+def _without(images: Images, others: Images) -> Images:
+    return images[~torch.isin(images.ids, others.ids)]
