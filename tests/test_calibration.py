@@ -73,7 +73,8 @@ def test_of_temperatures_within_a_standard_error_of_the_lowest_ece_the_nearest_t
     correct = np.tile(np.arange(1000) < 600, (4, 1))
     for second_best, chosen in ((0.605, 2.0), (0.65, 4.0)):
         confidence = np.repeat([[0.9], [0.9], [second_best], [0.6]], 1000, 1)  # at T = 1, 0.5, 2, 4
-        assert calibration._temperatures()[calibration._best(confidence, correct)] == chosen
+        assert calibration._temperatures()[calibration._best(confidence, correct, "nearest")] == chosen
+        assert calibration._temperatures()[calibration._best(confidence, correct, "lowest")] == 4.0
 
 
 def test_tau_is_the_largest_whose_cross_fitted_ece_is_allowed(fitted, overconfident):
@@ -82,7 +83,7 @@ def test_tau_is_the_largest_whose_cross_fitted_ece_is_allowed(fitted, overconfid
     assert fitted.median_margin == pytest.approx(float((top2[:, 0] - top2[:, 1]).median()))
 
     def crossed(settings):
-        return calibration._cross_fitted(*calibration._confidences(logits, labels, settings))
+        return calibration._cross_fitted(*calibration._confidences(logits, labels, settings), "nearest")
 
     limit = min(fitted.ece_undefended, crossed(None)) + 0.005
     grid = calibration._tau_grid(fitted.median_margin)
@@ -119,10 +120,12 @@ def test_cross_fitting_never_uses_the_temperature_of_the_own_fold(few_temperatur
     gaps = []
     for i in range(60):
         others = fold != fold[i]
-        best = calibration._best(confidence[:, others], correct[:, others])
+        best = calibration._best(confidence[:, others], correct[:, others], "nearest")
         gaps.append((confidence[best, i], correct[best, i]))
     chosen, hit = (np.array(column) for column in zip(*gaps, strict=True))
-    assert calibration._cross_fitted(confidence, correct) == pytest.approx(float(metrics.binned_gap(chosen, hit)))
+    assert calibration._cross_fitted(confidence, correct, "nearest") == pytest.approx(
+        float(metrics.binned_gap(chosen, hit))
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,3 +248,14 @@ def test_aaa_from_a_fit_keeps_every_setting(few_temperatures):
     found = fit(*held_out(60), tau=0.5, curve="sine", alpha=0.3, beta=2.0, solver="adam", steps=3, lr=0.05)
     protected = AAA.from_fit(nn.Identity(), found)
     assert {name: getattr(protected, name) for name in found.settings()} == found.settings()
+
+
+def test_the_rule_of_the_paper_takes_the_lowest_ece(overconfident):
+    logits, labels = overconfident
+    found = fit(logits, labels, tau=2.0, rule="lowest")
+    assert found.rule == "lowest"
+    eces = {t: ece(disguise(logits, tau=2.0, temperature=t), labels) for t in (1.0, *calibration.TEMPERATURES.tolist())}
+    assert eces[found.temperature] == min(eces.values()) == pytest.approx(found.ece)
+    assert found.ece <= fit(logits, labels, tau=2.0).ece
+    with pytest.raises(ValueError, match="unknown rule 'best'"):
+        fit(logits, labels, rule="best")
