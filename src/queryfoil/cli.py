@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, plan, prepare
+from queryfoil import __version__, attacking, grid, plan, prepare
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS
 from queryfoil.attacks.acceptance import ACCEPTANCE
@@ -56,6 +56,13 @@ def bench(
         str, typer.Argument(metavar="PLAN", help="A plan file (.toml) or a shipped plan: see `queryfoil list`.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same plan is continued.")],
+    scale: Annotated[
+        str | None,
+        typer.Option(help="For plans of the paper: small (shipped networks and images) or paper; small if left out."),
+    ] = None,
+    checkpoints: Annotated[
+        Path, typer.Option(help="Folder with the published weights that the scale paper needs.")
+    ] = grid.CHECKPOINTS,
     data: DataFolders = None,
     device: Device = "cpu",
     time_limit: TimeLimit = None,
@@ -72,7 +79,7 @@ def bench(
 
     Can be stopped at any moment and continued by the same command, with the same result.
     """
-    chosen = plan.read(name)
+    chosen = plan.read(name, scale, checkpoints)
     with Display() as report:
         outcome = running.bench(
             chosen, out, prepare.folders(data or []), device, time_limit, chunk, report, share, images

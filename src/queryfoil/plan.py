@@ -6,11 +6,12 @@ import json
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from queryfoil import grid
 from queryfoil.attacks import ATTACKS, build, settings
 from queryfoil.attacks.acceptance import ACCEPTANCE
 from queryfoil.checks import lookup
@@ -168,6 +169,7 @@ class Cell(Settings):
     dataset: str
     defenses: tuple[Defense, ...] = ()
     n: int = Field(ge=1)
+    place: dict[str, str] = {}  # its entry on each axis of a grid
     trace: int = Field(default=0, ge=0)  # of how many images the losses along the attack are recorded
 
     @model_validator(mode="after")
@@ -181,22 +183,49 @@ class Cell(Settings):
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""
-        return {**self.model_dump(exclude={"label", "defenses", "trace"}), "defenses": self.defense_settings()}
+        return {**self.model_dump(exclude={"label", "defenses", "place", "trace"}), "defenses": self.defense_settings()}
 
     def defense_settings(self) -> list[dict[str, Any]]:
         """The defenses as the plan says them, from the inside out."""
         return [d.model_dump() for d in self.defenses]
 
 
+class Layout(BaseModel):
+    """How the cells of a grid form a table of the paper.
+
+    Each combination of entries on the axes `rows` is a row, which shows `show` ("accuracy" left or "queries", at `at`
+    queries); before these stand rows of calibration and clean accuracy for each combination on the axes `users`.
+    `columns` is the axis of the columns. `over` is an axis to average over.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    columns: str
+    rows: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
+    show: tuple[Literal["accuracy", "queries"], ...] = ("accuracy",)
+    over: str | None = None
+    ours: str | None = None  # the column whose place among the others the paper argues for
+    figures: tuple[Literal["queries", "losses", "scores", "sweep"], ...] = ()
+
+
 class Plan(BaseModel):
-    """Cells, and at how many queries accuracy is reported besides the budget."""
+    """Cells, at how many queries accuracy is reported besides the budget, and the paper's table that they repeat.
+
+    `paper` has the paper's own numbers, in percent or queries: for each row of the table, a value for each column, of
+    several numbers where `at` has several.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     about: str
+    scale: str | None = None
     report_at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     cells: tuple[Cell, ...] = Field(min_length=1)
+    layout: Layout | None = None
+    paper: dict[str, dict[str, str]] = {}
 
     @model_validator(mode="after")
     def _distinct(self) -> "Plan":
@@ -206,8 +235,8 @@ class Plan(BaseModel):
         return self
 
     def digest(self) -> str:
-        """Names the plan by its content."""
-        return digest(self.model_dump())
+        """Names the plan by its content; how it is shown does not count."""
+        return digest(self.model_dump(exclude={"layout", "paper", "about"}))
 
 
 def digest(value: object) -> str:
@@ -221,11 +250,12 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
 
 
-def read(name_or_path: str | Path) -> Plan:
+def read(name_or_path: str | Path, scale: str | None = None, checkpoints: str | Path = grid.CHECKPOINTS) -> Plan:
     """Read a plan: a path to a TOML file, or the name of a shipped one.
 
     The file has `name`, `about`, `report_at`, a table `defaults`, and an array `cell` of tables that
-    override the defaults. ValueError names every field that is wrong.
+    override the defaults, or an array `grid` (see `grid.expand`). `scale` and the folder `checkpoints` are for plans
+    that have scales. ValueError names every field that is wrong.
 
     >>> read("quick").cells[0].label
     'undefended'
@@ -237,15 +267,14 @@ def read(name_or_path: str | Path) -> Plan:
         raise FileNotFoundError(f"expected a plan at {path}, but there is no such file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        defaults, given = content.pop("defaults", {}), content.pop("cell", [])
-        if not isinstance(given, list) or not all(isinstance(part, dict) for part in (defaults, *given)):
-            raise ValueError(f"expected a table [defaults] and tables [[cell]] in {path}, but got other values")
-        cells = [{**defaults, **cell} for cell in given]
-        return Plan.model_validate({**content, "cells": cells})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return Plan.model_validate(grid.expand(content, scale, checkpoints))
     except ValidationError as error:
         raise ValueError(f"the plan {path} is not valid:\n" + reasons(error, "plan")) from None
+    except ValueError as error:
+        raise ValueError(f"the plan {path} is not valid: {error}") from None
 
 
 def reasons(error: ValidationError, whole: str) -> str:

@@ -1,0 +1,114 @@
+"""From the text of a plan to its cells: grids of named choices, at one of several scales.
+
+A plan lists cells one by one (`cell`), or as a grid: for each axis the names of its entries, and a cell for each
+combination. An entry is a table of fields of a cell; those that many plans share are in `shipped/vocabulary.toml`,
+others in the plan. A scale ("small", "paper") says what an entry means there: networks, data, sizes. A text "{at}" in a
+field stands for what the cell's entries call so in their table `names`.
+"""
+
+import itertools
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from queryfoil.checks import lookup
+
+Table = dict[str, Any]
+
+VOCABULARY = Path(__file__).parent / "shipped" / "vocabulary.toml"
+CHECKPOINTS = Path("checkpoints")
+"""Where published weights are looked for."""
+
+
+def scales() -> list[str]:
+    """The scales that plans can run at.
+
+    >>> scales()
+    ['small', 'paper']
+    """
+    return list(_vocabulary()["scale"])
+
+
+def expand(content: Table, scale: str | None, checkpoints: str | Path = CHECKPOINTS) -> Table:
+    """The content of a plan's file with all its cells written out, at a scale; ValueError for what does not fit.
+
+    A plan has scales if it has a table `scale`, be it empty; the first one is the default.
+    """
+    content = dict(content)
+    own, defaults = content.pop("axis", {}), content.pop("defaults", {})
+    grids, listed, at = content.pop("grid", []), content.pop("cell", []), content.pop("scale", None)
+    if at is None and scale is not None:
+        raise ValueError(f"the plan has no scales, so scale={scale!r} would have no effect; leave it out")
+    if not (isinstance(grids, list) and isinstance(listed, list) and all(_tables(defaults, own, *grids, *listed))):
+        raise ValueError(
+            "expected tables [defaults] and [axis], and tables [[grid]] and [[cell]], but got other values"
+        )
+    axes: Table = {"seed": {}}
+    if at is not None:
+        known = _vocabulary()
+        scale = scale or scales()[0]
+        for part in (known["axis"], lookup(known["scale"], scale, "scale"), own, at.get(scale, {})):
+            for axis, entries in part.items():
+                before = axes.setdefault(axis, {})
+                axes[axis] = before | {name: {**before.get(name, {}), **entry} for name, entry in entries.items()}
+        content["scale"] = scale
+    else:
+        axes |= own
+    names = {"checkpoints": str(checkpoints)}
+    cells = [_merged([defaults, cell], names) for cell in listed]
+    for grid in grids:
+        grid = dict(grid)
+        always = [defaults, grid.pop("set", {})]
+        for axis, entries in grid.items():
+            if not isinstance(entries, list) or not entries:
+                raise ValueError(f"expected a list of names for the axis {axis}, but got {entries!r}")
+        for combination in itertools.product(*grid.values()):
+            place = {axis: str(entry) for axis, entry in zip(grid, combination, strict=True)}
+            parts = [_entry(axes, axis, entry) for axis, entry in zip(grid, combination, strict=True)]
+            label = ", ".join(f"{a} {e}" if a in UNNAMED else e for a, e in place.items())
+            cells.append({**_merged([*always, *parts], names), "label": label, "place": place})
+    return {**content, "cells": cells}
+
+
+UNNAMED = ("seed", "kappa", "alpha", "tau", "beta")
+"""Axes whose entries are numbers: a label says of what."""
+
+
+def _vocabulary() -> Table:
+    return tomllib.loads(VOCABULARY.read_text(encoding="utf-8"))
+
+
+def _tables(*values: object) -> list[bool]:
+    return [isinstance(value, dict) for value in values]
+
+
+def _entry(axes: Table, axis: str, entry: object) -> Table:
+    """The fields of an entry; a number on the axis `seed` is the seed."""
+    if axis == "seed":
+        return {"seed": entry}
+    found: Table = lookup(lookup(axes, axis, "axis"), str(entry), axis)
+    return found
+
+
+def _merged(parts: list[Table], names: Table) -> Table:
+    """One table of fields, the last part first; fields of a table `hyper` and `names` add up."""
+    fields: Table = {}
+    for part in parts:
+        added = {key: {**fields.get(key, {}), **part[key]} for key in ("hyper", "names") if key in part}
+        fields |= part | added
+    return _filled(fields, {**names, **fields.pop("names", {})})
+
+
+def _filled(value: Any, names: Table) -> Any:
+    """A value with names put for "{name}" in its texts; a text that is nothing else takes the name's own type."""
+    if isinstance(value, dict):
+        return {key: _filled(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, names) for part in value]
+    if not isinstance(value, str) or "{" not in value:
+        return value
+    if value[0] == "{" and value[-1] == "}" and value.count("{") == 1:
+        return _filled(lookup(names, value[1:-1], "name in this cell"), names)
+    for name, meaning in names.items():
+        value = value.replace(f"{{{name}}}", str(meaning))
+    return value
