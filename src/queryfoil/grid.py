@@ -96,7 +96,8 @@ def _merged(parts: list[Table], names: Table) -> Table:
     for part in parts:
         added = {key: {**fields.get(key, {}), **part[key]} for key in ("hyper", "names") if key in part}
         fields |= part | added
-    return _filled(fields, {**names, **fields.pop("names", {})})
+    filled: Table = _filled(fields, {**names, **fields.pop("names", {})})
+    return filled
 
 
 def _filled(value: Any, names: Table) -> Any:

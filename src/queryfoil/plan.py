@@ -202,7 +202,7 @@ class Layout(BaseModel):
 
     columns: str
     rows: tuple[str, ...] = ()
-    users: tuple[str, ...] = ()
+    users: tuple[str, ...] | None = None  # no such rows
     at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     show: tuple[Literal["accuracy", "queries"], ...] = ("accuracy",)
     over: str | None = None
