@@ -236,7 +236,55 @@ def test_text_is_written_as_utf_8(tmp_path):
 
 @pytest.mark.parametrize(("preset", "name"), [(preset, name) for preset in PRESETS for name in PRESETS[preset]])
 def test_a_preset_sets_what_it_says(preset, name):
-    attack = build(name, preset=preset)
-    for key, value in PRESETS[preset][name].items():
-        assert getattr(attack, key) == value
+    for norm, hyper in PRESETS[preset][name].items():
+        attack = build(name, norm=norm, preset=preset)
+        assert norm in attack.norms
+        for key, value in hyper.items():
+            assert getattr(attack, key) == value
     assert set(PRESETS[preset]) <= set(qf.ATTACKS)
+
+
+def test_a_preset_that_says_nothing_of_an_attack_or_norm_raises():
+    with pytest.raises(ValueError, match="the preset cifar10 has nothing for signhunter in linf; it has square"):
+        build("signhunter", preset="cifar10")
+    with pytest.raises(ValueError, match="nothing for rambo in linf"):
+        build("rambo", preset="imagenet")
+    assert build("nes", norm="l2", preset="imagenet").lr == 2.0
+
+
+@pytest.mark.parametrize("accept", ["op", "bi"])
+def test_a_threshold_that_a_loss_never_reaches_raises_before_the_model_is_asked(accept):
+    watch = Watch(Linear())
+    x = images(4)
+    for attack, loss in (("simba", None), ("square", "probability_margin"), ("signhunter", "probability")):
+        with pytest.raises(ValueError, match=r"expected a threshold below .* but got 3; take loss='margin'"):
+            qf.attack(watch, x, labels_of(watch.model, x), attack, eps=16 / 255, loss=loss, accept=accept)
+    assert watch.batches == []
+    qf.attack(watch, x, labels_of(watch.model, x), "simba", eps=16 / 255, budget=9, accept=accept, threshold=0.1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "hyper"),
+    [
+        ("nes", {"pairs": 2.5}),
+        ("nes", {"pairs": True}),
+        ("bandits", {"tile": 2.5}),
+        ("querynet", {"steps": 2.5}),
+        ("querynet", {"batch": 2.5}),
+        ("querynet", {"width": 8.0}),
+        ("simba", {"frequencies": 2.5}),
+        ("hopskipjump", {"probes": 2.5}),
+        ("square", {"p_init": True}),
+        ("square", {"horizon": 99.5}),
+    ],
+)
+def test_numbers_that_are_not_whole_raise_before_the_model_is_asked(attack, hyper):
+    watch = Watch(Linear())
+    with pytest.raises(ValueError, match=rf"expected {next(iter(hyper))} .*but got {next(iter(hyper.values()))}"):
+        qf.attack(watch, images(4), torch.zeros(4).long(), attack, eps=16 / 255, **hyper)
+    assert watch.batches == []
+
+
+def test_an_l_inf_radius_in_bytes_raises():
+    with pytest.raises(ValueError, match=r"expected eps <= 1 for L-inf.* but got 8; is it 8/255"):
+        qf.attack(Linear(), images(2), torch.zeros(2).long(), eps=8)

@@ -1,6 +1,7 @@
 """`queryfoil attack`: models and images of one's own, lossless files, resuming."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_adversarial_images_are_lossless_and_can_be_attacked_again(folder: Path,
     for r in fooled:
         values = pictures.read_picture(tmp_path / "out/adversarial" / r["adversarial_file"])
         assert values.tobytes() == r["adversarial"]
-        answer = Linear()(torch.from_numpy(values)[None].repeat(2, 1, 1, 1) / 255)[0]
+        answer = Linear()(torch.from_numpy(values)[None] / 255)[0]
         assert answer.argmax() == r["shown"]
         clean = pictures.read_picture(folder / "images" / r["file"])
         assert np.abs(values.astype(int) - clean.astype(int)).max() <= 16
@@ -293,7 +294,7 @@ def test_texts_become_the_values_that_they_look_like() -> None:
         (["--set", "p_int=0.1"], "square does not take these hyper-parameters: p_int"),
         (["--set", "tau=2"], "square does not take these hyper-parameters: tau"),
         (["--set", "p_init=2.0"], "expected p_init in (0, 1], but got 2.0"),
-        (["--set", "p_init=half"], "these hyper-parameters do not fit square"),
+        (["--set", "p_init=half"], "expected p_init in (0, 1], but got 'half'"),
         (["--defense", "aa"], "did you mean 'aaa'"),
         (["--defense", "aaa"], "fit is missing; pass the file that `queryfoil fit` wrote"),
         (["--fit", "fit.json"], "fit is for the defense aaa and would have no effect"),
@@ -318,7 +319,7 @@ def test_what_is_wrong_is_said_before_a_query_and_a_file(tmp_path: Path, changed
     [
         (
             {"images": np.zeros((2, 1, 9, 9), np.uint8), "labels": [0, 1]},
-            "expected a model that answers images (2, 1, 9",
+            "expected a model that answers such images, but the model raised",
         ),
         (
             {"images": np.zeros((2, 4, 4, 4), np.uint8), "labels": [0, 1]},
@@ -342,3 +343,44 @@ def test_images_that_the_model_cannot_take(tmp_path: Path, arrays: dict[str, Any
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_the_user_are_never_touched(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "work/adversarial"
+    shutil.copytree(folder / "images", mine)
+    before = {p.name: p.read_bytes() for p in mine.iterdir()}
+    with pytest.raises(ValueError, match="holds other files"):
+        run(tmp_path / "work")
+    with pytest.raises(ValueError, match=r"holds other files|the images lie there"):
+        run(tmp_path / "work", images=str(mine))
+    run(tmp_path / "out")
+    note = tmp_path / "out/adversarial/shirt.png"
+    note.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="the images lie there; choose another folder"):
+        run(tmp_path / "out", images=str(tmp_path / "out/adversarial"))
+    run(tmp_path / "out")
+    assert note.read_bytes() == b"mine"
+    assert {p.name: p.read_bytes() for p in mine.iterdir()} == before
+
+
+def test_a_file_in_the_place_of_the_pictures_is_said_before_a_query(folder: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "adversarial")
+    (tmp_path / "adversarial").write_text("mine")
+    with pytest.raises(ValueError, match="to be a folder or not there yet, but it is a file"):
+        run(tmp_path)
+
+
+def test_a_folder_without_results_can_be_taken_by_other_settings(folder: Path, tmp_path: Path) -> None:
+    request = attacking.request(model="linear.onnx", images="images", attack="square", eps="16/255", budget=9)
+    attacking.attack(request, tmp_path, time_limit=0)
+    assert (tmp_path / "attack.json").is_file()
+    assert run(tmp_path, budget=12)["budget"] == 12
+    with pytest.raises(ValueError, match="holds results of another attack"):
+        run(tmp_path, budget=13)
+
+
+def test_l2_needs_a_radius(folder: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["attack", "linear.onnx", "--images", "images", "--out", "o", "--norm", "l2"])
+    assert result.exit_code == 2
+    assert "expected --eps, the length that an image may be changed by in L2" in result.stderr

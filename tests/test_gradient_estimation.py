@@ -73,7 +73,7 @@ def test_on_a_smooth_model_the_steps_follow_the_gradient(name, norm):
     played = Played(attack, Smooth(direction), task_of(x, norm, loss="margin"), 100)
     found = (played.states[-1].x - x).flatten(1)
     cosine = (found @ direction.flatten()) / found.norm(dim=1) / direction.norm()
-    assert bool((cosine > (0.5 if norm == "linf" else 0.7)).all())
+    assert bool((cosine > (0.5 if norm == "linf" else 0.65)).all())
     assert bool(played.oracle.task.contains(played.states[-1].x).all())
 
 
@@ -84,20 +84,20 @@ def test_bandits_by_hand():
     attack = Bandits(probe=1.0, lr=2 / 255, prior_lr=0.1, exploration=0.5)
     played = Played(attack, model, task, 2)
     assert len(played.sent) == 4
-    prior, now = torch.zeros_like(x), x
+    prior, now = torch.zeros_like(x), x  # prior: where the reference's loss, minus ours, rises
     for t in range(2):
         noise = 0.5 * rng.normal(3, task.ids, t, 0, 16).view(x.shape) / 4
         losses = []
-        for sent, sign in zip(played.sent[2 * t : 2 * t + 2], (1, -1), strict=True):
+        for sent, sign in zip(played.sent[2 * t : 2 * t + 2], (-1, 1), strict=True):
             probe = now + (prior + sign * noise) / length(prior + sign * noise)[:, None, None, None]
             assert int(((sent - quantize(probe)) * 255).abs().max()) <= 1  # up to rounding before the floor
-            losses.append(task.margin(model(sent)))
-        gradient = ((losses[0] - losses[1]) / 0.5)[:, None, None, None] * noise
+            losses.append(-task.margin(model(sent)))
+        gradient = ((losses[1] - losses[0]) / 0.5)[:, None, None, None] * noise
         share = (1 + prior) / 2 * (0.1 * gradient).exp()  # exponentiated gradient, as in the paper
         rest = (1 - prior) / 2 * (-0.1 * gradient).exp()
         prior = 2 * share / (share + rest) - 1
-        now = now - 2 / 255 * prior.sign()
-        torch.testing.assert_close(played.states[t + 1].prior, prior, atol=1e-5, rtol=1e-4)
+        now = now + 2 / 255 * prior.sign()
+        torch.testing.assert_close(played.states[t + 1].prior, -prior, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(played.states[t + 1].x, now)
 
 
@@ -137,14 +137,17 @@ class Edge(nn.Module):
 @pytest.mark.parametrize("attack", [NES(pairs=2, probe=0.6), Bandits(probe=0.6)], ids=["nes", "bandits"])
 def test_the_image_itself_is_asked_only_where_a_probe_outside_the_ball_reached_the_goal(attack):
     x = images(1, (1, 4, 4), low=128, high=128).expand(40, 1, 4, 4).contiguous()
-    played = Played(attack, Edge(x), task_of(x, eps=20 / 255), 1)
+    played = Played(attack, Edge(x), task_of(x, eps=20 / 255), 2)
     probes = 4 if isinstance(attack, NES) else 2
+    assert played.counts(1) == [probes] * 40  # the first image is the clean one, which was asked
+    played.sent, played.asked = played.sent[probes:], played.asked[probes:]
+    now = quantize(played.states[1].x)
     assert [len(ids) for ids in played.asked[:probes]] == [40] * probes  # outside the ball, none has won
     reached = torch.stack([Edge(x)(sent).argmax(1) == 1 for sent in played.sent[:probes]]).any(0)
     assert 0 < int(reached.sum()) < 40
     assert torch.equal(played.asked[probes], reached.nonzero().flatten())
-    assert torch.equal(played.sent[probes], x[reached])
-    assert played.oracle.queries.tolist() == (1 + probes + reached.long()).tolist()
+    assert torch.equal(played.sent[probes], now[reached])
+    assert played.oracle.queries.tolist() == (1 + 2 * probes + reached.long()).tolist()
 
 
 def test_on_a_plateau_nothing_moves_in_l_inf():
@@ -171,10 +174,10 @@ def test_presets_are_the_papers_table():
     [
         (NES, {"probe": 0.0}, "expected probe > 0 and finite, but got 0"),
         (NES, {"lr": float("inf")}, "expected lr > 0 and finite"),
-        (NES, {"pairs": 0}, "expected at least 1 pair of probes, but got 0"),
+        (NES, {"pairs": 0}, "expected pairs as a whole number >= 1, but got 0"),
         (Bandits, {"exploration": -1.0}, "expected exploration > 0"),
         (Bandits, {"prior_lr": float("nan")}, "expected prior_lr > 0"),
-        (Bandits, {"tile": -1}, "expected a tile of at least 1, or 0 for no tiling, but got -1"),
+        (Bandits, {"tile": -1}, "expected tile as a whole number >= 0, but got -1"),
     ],
 )
 def test_hyper_parameters_that_make_no_sense_raise(kind, hyper, message):

@@ -218,8 +218,8 @@ def test_targets_are_refused():
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"probes": 0}, "expected 1 <= probes <= most_probes, but got 0 and 10000"),
-        ({"probes": 20, "most_probes": 10}, "expected 1 <= probes <= most_probes, but got 20 and 10"),
+        ({"probes": 0}, "expected probes as a whole number >= 1, but got 0"),
+        ({"probes": 20, "most_probes": 10}, "expected most_probes as a whole number >= 20, but got 10"),
         ({"gamma": 0}, "expected gamma > 0 and finite, but got 0"),
         ({"gamma": "1"}, "expected gamma > 0 and finite, but got '1'"),
         ({"gamma": math.inf}, "expected gamma > 0 and finite, but got inf"),

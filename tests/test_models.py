@@ -88,3 +88,12 @@ def test_missing_weights_raise_and_say_how_to_make_them(tmp_path):
 def test_an_unknown_network_raises_with_a_suggestion():
     with pytest.raises(ValueError, match=r"unknown model 'fashion-resnt': .*did you mean 'fashion-resnet'"):
         models.load("fashion-resnt")
+
+
+@pytest.mark.parametrize("name", ["fashion-resnet", "fashion-wrn", "fashion-resnext-denoise", "fashion-trs"])
+def test_the_answers_have_the_same_bits_in_any_batch(name: str) -> None:
+    model, x = models.load(name), data.load("fashion-mnist", "attack")[:40].images
+    with torch.no_grad():
+        whole = model(x)
+        for size in (1, 2, 3, 5, 7, 11, 13):
+            assert torch.equal(torch.cat([model(part) for part in x.split(size)]), whole), size

@@ -7,7 +7,7 @@ from torch import nn
 import queryfoil as qf
 from helpers import Declared, Linear, Watch, images, labels_of, levels
 from queryfoil.metrics import NEVER
-from queryfoil.oracle import LabelOracle, Oracle, answers, quantize
+from queryfoil.oracle import LabelOracle, ModelError, Oracle, answers, quantize
 from queryfoil.task import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:the images are no multiples")
@@ -245,14 +245,14 @@ def test_recorded_images_are_on_the_8_bit_grid():
 # the model's side
 
 
-def test_the_model_is_never_asked_one_row_alone_nor_off_the_grid_nor_with_gradients():
+def test_the_model_sees_each_row_once_on_the_grid_and_without_gradients():
     model = Watch(Linear(lead=100))
     x = images(5)
     ask = Oracle(model, Task.create(x, labels_of(model.model, x)), budget=4, micro_batch=2)
     for scale in (0, 0.01, 1, 1e6):
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
         ask(x + scale * noise)
-    assert [len(batch) for batch in model.batches] == [2, 2, 2] * 4  # the fifth row is sent twice
+    assert [len(batch) for batch in model.batches] == [2, 2, 1] * 4
     for batch in model.batches:
         levels(batch)
         assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
@@ -386,3 +386,33 @@ def test_a_budget_that_is_no_positive_integer_raises(budget):
 def test_a_micro_batch_of_one_raises():
     with pytest.raises(ValueError, match=r"expected a micro-batch of at least 2.*got 1"):
         oracle(flat(), [0.6, 0.4], micro_batch=1)
+
+
+def test_log_probabilities_of_zero_stay_finite():
+    class Certain(nn.Module):
+        output = "log_probs"
+
+        def forward(self, x):
+            return torch.tensor([1.0, 0.0, 0.0]).log().expand(len(x), 3)
+
+    x = images(3)
+    ask = Oracle(Certain().eval(), Task.create(x, torch.zeros(3).long()), budget=2)
+    assert bool(ask(x).isfinite().all())
+    assert float(ask.scores[0, 1]) == pytest.approx(-87.3365, abs=1e-3)
+
+
+def test_what_a_model_raises_in_the_middle_of_a_run_is_said():
+    class Tired(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 2:
+                raise RuntimeError("out of memory")
+            return Linear(lead=100)(x)
+
+    x = images(3)
+    ask = Oracle(Tired().eval(), Task.create(x, torch.zeros(3).long()), budget=9)
+    ask(x), ask(x)
+    with pytest.raises(ModelError, match=r"the model raised RuntimeError on images \(3, 1, 8, 8\): out of memory"):
+        ask(x)

@@ -71,6 +71,7 @@ LABELS = {
     "no label": ("file,label\n0.png\n", "as label in line 2 of .*, but got ''"),
     "some targets": ("file,label,target\n0.png,1,2\n1.png,1,\n", "as target in line 3 of .*, but got ''"),
     "repeated": ("file,label\n0.png,1\n0.png,1\n", "expected each file once, but 0.png is repeated in line 3"),
+    "huge": ("file,label\n0.png,99999999999999999999\n", "the number of a class as label in .* is too large"),
     "missing": ("file,label\n7.png,1\n", "expected a picture at .*7.png, as labels.csv lists it, but there is none"),
     "other size": ("file,label\n0.png,1\n2.png,1\n", r"2.png has \(C, H, W\) = \(1, 5, 4\) and 0.png has \(1, 4, 5\)"),
     "other kind": ("file,label\n0.png,1\n3.png,1\n", r"3.png has \(C, H, W\) = \(3, 4, 5\) and 0.png has \(1, 4, 5\)"),
@@ -191,3 +192,9 @@ def test_a_data_set_is_read_from_its_folder_by_name(tmp_path: Path) -> None:
     assert read(f"cifar10={tmp_path}").images.ids.tolist() == [*range(1, 10), 11]
     with pytest.raises(ValueError, match=r"expected a folder with the Python or binary batches.*--data cifar10=FOLDER"):
         read("cifar10")
+
+
+def test_a_labels_csv_of_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("file,label\nschön.png,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"expected .*labels.csv as UTF-8"):
+        read(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import Linear, images, labels_of
+from helpers import Linear, Watch, images, labels_of
 from queryfoil.attacks import build as build_attack
 from queryfoil.attacks import querynet, surrogate
 from queryfoil.attacks.querynet import QueryNet, along_the_gradient, choose, evaluate
@@ -233,10 +233,10 @@ def test_the_presets_are_the_papers():
     ("wrong", "says"),
     [
         ({"surrogates": "large"}, "unknown kind of surrogates 'large': expected one of search, small"),
-        ({"steps": 0}, "expected steps >= 1.*got 0"),
-        ({"batch": 0}, "expected batch >= 1.*got 0"),
+        ({"steps": 0}, "expected steps as a whole number >= 1, but got 0"),
+        ({"batch": 0}, "expected batch as a whole number >= 1, but got 0"),
         ({"width": 6}, "expected width as a multiple of 4.*got 6"),
-        ({"width": 0}, "expected width as a multiple of 4.*got 0"),
+        ({"width": 0}, "expected width as a whole number >= 4, but got 0"),
         ({"p_init": 2.0}, "expected p_init"),
         ({"horizon": 0}, "expected horizon"),
     ],
@@ -244,3 +244,13 @@ def test_the_presets_are_the_papers():
 def test_wrong_hyper_parameters_raise(wrong, says):
     with pytest.raises(ValueError, match=says):
         QueryNet(**wrong)
+
+
+def test_searching_surrogates_refuse_images_that_they_cannot_halve_before_a_query():
+    watch = Watch(Linear((1, 4, 4)))
+    task = Task.create(images(3, (1, 4, 4)), torch.zeros(3).long(), eps=16 / 255)
+    with pytest.raises(
+        ValueError, match=r"at least 8 x 8 for surrogates='search'.* got \(4, 4\); take surrogates='small'"
+    ):
+        run(QueryNet(surrogates="search"), watch, task, 5)
+    assert watch.batches == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import Door, Linear, Played, away, images, labels_of, levels, nearest
-from queryfoil.attacks import build
+from queryfoil.attacks import build, signopt
 from queryfoil.attacks.hopskipjump import HopSkipJump
 from queryfoil.attacks.rambo import DESCENT, REFINEMENT, WALK, RamBo
 from queryfoil.attacks.signopt import SignOpt
@@ -224,8 +224,8 @@ def test_all_stages_in_chunks_are_those_of_the_whole_bit_for_bit(size):
 
 
 def test_the_preset_for_imagenet_is_the_releases():
-    assert build("rambo", preset="imagenet") == RamBo(2000, 1, 0.5, 16, 1, 2, 1000, 0.1)
-    assert build("rambo", preset="cifar10") == RamBo()
+    assert build("rambo", norm="l2", preset="imagenet") == RamBo(2000, 1, 0.5, 16, 1, 2, 1000, 0.1)
+    assert build("rambo", norm="l2", preset="cifar10") == RamBo()
 
 
 def test_l_inf_and_targets_are_refused():
@@ -239,13 +239,13 @@ def test_l_inf_and_targets_are_refused():
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"block": 0}, "expected block a whole number >= 1, but got 0"),
-        ({"block": 1.5}, "expected block a whole number >= 1, but got 1.5"),
-        ({"turns": math.nan}, "expected turns a whole number >= 1, but got nan"),
-        ({"walk_patience": math.inf}, "expected walk_patience a whole number >= 1, but got inf"),
-        ({"reach": "1"}, "expected reach a whole number >= 0, but got '1'"),
+        ({"block": 0}, "expected block as a whole number >= 1, but got 0"),
+        ({"block": 1.5}, "expected block as a whole number >= 1, but got 1.5"),
+        ({"turns": math.nan}, "expected turns as a whole number >= 1, but got nan"),
+        ({"walk_patience": math.inf}, "expected walk_patience as a whole number >= 1, but got inf"),
+        ({"reach": "1"}, "expected reach as a whole number >= 0, but got '1'"),
         ({"descent_gain": -1}, "expected descent_gain finite and >= 0, but got -1"),
-        ({"alpha": 0}, "expected alpha finite and > 0, but got 0"),
+        ({"alpha": 0}, "expected alpha > 0 and finite, but got 0"),
         ({"shrink": 1}, "expected shrink finite and > 1, but got 1"),
         ({"percentile": 0}, r"expected percentile in \(0, 1\], but got 0"),
         ({"percentile": 100}, r"expected percentile in \(0, 1\], but got 100"),
@@ -255,3 +255,15 @@ def test_l_inf_and_targets_are_refused():
 def test_hyper_parameters_that_make_no_sense_are_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
         RamBo(**chosen)
+
+
+@pytest.mark.parametrize("radius", [3.0, 20.0, 40.0])
+def test_the_bisection_along_a_direction_ends_at_any_distance(radius):
+    x = torch.full((2, 3, 64, 64), 0.5)
+    theta = torch.zeros_like(x)
+    theta[:, 0] = 1 / 64
+    task = Task.create(x, torch.zeros(2).long(), norm="l2", eps=1.0)
+    door = Door(task, lambda shown: length(shown - x) > 0.123 * min(radius, 20))
+    start = torch.full((2,), radius)
+    signopt._nearer(task, door, theta, start, (start * 0 + 2e-6).maximum(start * 2.0**-22), door.live)
+    assert len(door.asked) < 400

@@ -96,7 +96,7 @@ def test_its_own_loss_is_the_probability():
     [
         ({"step_size": 0.0}, "expected step_size > 0"),
         ({"step_size": float("nan")}, "expected step_size > 0"),
-        ({"frequencies": 0}, "expected at least 1 frequency, but got 0"),
+        ({"frequencies": 0}, "expected frequencies as a whole number >= 1, but got 0"),
         ({"basis": "pixels"}, "unknown basis 'pixels': expected one of dct, pixel; did you mean 'pixel'"),
     ],
 )

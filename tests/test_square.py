@@ -158,7 +158,7 @@ def test_a_share_outside_of_0_to_1_raises(p_init):
     [0, -5, float("nan"), float("inf")],
 )
 def test_a_horizon_below_one_or_not_finite_raises(horizon):
-    with pytest.raises(ValueError, match=rf"expected horizon >= 1.*got {horizon}"):
+    with pytest.raises(ValueError, match=rf"expected horizon as a whole number >= 1, but got {horizon}"):
         Square(horizon=horizon)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from queryfoil.store import CellStore, Store
 from queryfoil.task import random_targets
 
 REPORT_AT = (100,)
+WRITTEN = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\..+")
+"""Names of adversarial images, and of those half written."""
 
 
 class Request(Settings):
@@ -133,6 +136,7 @@ def attack(
     first query; before it, the model is asked about two images, uncounted, for its number of classes.
     """
     folder = Store(out, "attack")
+    _check_pictures(request, Path(out) / "adversarial")
     folder.check(request)
     prepared = prepare(request, device)
     store = folder.cell(prepared.key)
@@ -142,6 +146,17 @@ def attack(
         store.write_json(_describe(prepared))
         finished = chunks.attack(0, prepared)
         return chunks.outcome, [_write(prepared, store, Path(out))] if finished else []
+
+
+def _check_pictures(request: Request, folder: Path) -> None:
+    """ValueError if the adversarial images cannot have this folder for themselves."""
+    source = Path(request.images.partition("=")[2] or request.images).resolve()
+    if folder.resolve() in (source, *source.parents):
+        raise ValueError(
+            f"{folder} is where adversarial images will be written, but the images lie there; choose another folder"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected {folder} to be a folder or not there yet, but it is a file; remove it")
 
 
 def prepare(request: Request, device: str) -> Prepared:
@@ -256,9 +271,10 @@ def _write_pictures(p: Prepared, attacked: pa.Table, folder: Path) -> dict[int, 
             levels = np.frombuffer(row["adversarial"], np.uint8).reshape(p.task.images.shape[1:])
             pictures.write_picture(folder / name, levels)
             listed.writerow([name, row["label"]] + [row["target"]] * p.request.targeted)
-    for stale in {path for path in folder.glob("*.png*") if path.name not in names.values()}:
-        stale.unlink()  # of other code or weights, or half written
     files.write_text(folder / pictures.LABELS, lines.getvalue())
+    for path in list(folder.iterdir()):
+        if path.name not in names.values() and WRITTEN.fullmatch(path.name):
+            path.unlink()  # of other code or weights, or half written
     return names
 
 

@@ -108,7 +108,10 @@ def attack(
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same settings is continued.")],
     attack: Annotated[str, typer.Option(help="Name of the attack: see `queryfoil list`.")] = "square",
     norm: Annotated[str, typer.Option(help="Norm of the ball: linf or l2.")] = "linf",
-    eps: Annotated[str, typer.Option(help="Radius of the ball on the [0, 1] scale, such as 8/255 or 0.5.")] = "8/255",
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius of the ball on the [0, 1] scale, such as 8/255 or 0.5; for linf, 8/255 if left out."),
+    ] = None,
     budget: Annotated[int, typer.Option(help="Most queries an image, the clean one included.")] = 2500,
     n: Annotated[int | None, typer.Option("--n", help="Attack the first n images; all if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
@@ -141,10 +144,14 @@ def attack(
 
     Can be stopped at any moment and continued by the same command, with the same result.
     """
+    if eps is None and norm == "l2":
+        raise ValueError(
+            "expected --eps, the length that an image may be changed by in L2, such as 0.5; there is no usual one"
+        )
     request = attacking.request(
         model=model, output=output, mean=mean, std=std, size=size,
         defense=defense, defense_hyper=attacking.hyper(defense_set or []), fit=fit,
-        images=images, n=n, attack=attack, norm=norm, eps=eps,
+        images=images, n=n, attack=attack, norm=norm, eps=eps or "8/255",
         budget=budget, seed=seed, loss=loss, accept=accept, hyper=attacking.hyper(setting or []), targeted=targeted,
     )  # fmt: skip
     with Display() as report:

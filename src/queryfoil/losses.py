@@ -57,6 +57,9 @@ def cross_entropy(scores: Tensor, labels: Tensor, targets: Tensor | None = None)
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
+SPAN = {"probability": 1.0, "probability_margin": 2.0}
+"""By how much a loss can change at most, where that is bounded."""
+
 LOSSES: dict[str, Loss] = {
     "margin": margin,
     "probability_margin": probability_margin,

@@ -1,5 +1,6 @@
 """The only door to a model: quantizes, asks, counts and judges."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,10 +38,13 @@ def quantize(x: Tensor) -> Tensor:
 def as_log_scores(scores: Tensor, output: str) -> Tensor:
     """Logits and log-probabilities as they are; probabilities by their logarithm (0 as the smallest float32).
 
-    Probabilities in half precision give float32. ValueError for an unknown kind, or values outside [0, 1].
+    The logarithm of 0 is that of the smallest float32 too. Probabilities in half precision give float32. ValueError for
+    an unknown kind, or values outside [0, 1].
     """
-    if output in ("logits", "log_probs"):
+    if output == "logits":
         return scores
+    if output == "log_probs":
+        return torch.where(scores == -torch.inf, math.log(SMALLEST), scores)
     if output != "probs":
         raise ValueError(f"expected a model's output to be logits, log_probs or probs, but got {output!r}")
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
@@ -80,31 +84,43 @@ def answers(
         for start in range(0, len(images), micro_batch):
             batch = [t[start : start + micro_batch] for t in (images, ids, queries)]
             batch[0] = batch[0].clone()  # a model that overwrites its input spoils no record
-            n = len(batch[0])
-            if n == 1:  # a single row takes another path in BLAS and would differ in the last bit
-                batch = [torch.cat([t, t]) for t in batch]
             with rng.rows(seed, batch[1], batch[2]):
-                scores = model(batch[0])
-            _check_scores(scores, len(batch[0]))
-            parts.append(scores[:n].to(images.device))
+                scores = _asked(model, batch[0])
+            scores = _log_scores(scores, len(batch[0]), getattr(model, "output", "logits"))
+            parts.append(scores.to(images.device))
     scores = torch.cat(parts)
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    return as_log_scores(scores, getattr(model, "output", "logits"))
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+class ModelError(RuntimeError):
+    """A model raised something, in the middle of a run."""
+
+
+def _asked(model: Model, batch: Tensor) -> Tensor:
+    try:
+        return model(batch)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a model of somebody else's raises
+        raise ModelError(f"the model raised {type(error).__name__} on images {tuple(batch.shape)}: {error}") from error
+
+
+def _log_scores(scores: object, n: int, output: str) -> Tensor:
+    """Scores (n, K) as the model gave them, checked, as logits or log-probabilities."""
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"expected scores as a tensor ({n}, K) from the model, but got {type(scores).__name__}")
+    if scores.ndim != 2 or len(scores) != n or scores.shape[1] < 2:
+        raise ValueError(f"expected scores ({n}, K) with K >= 2 from the model, but got {tuple(scores.shape)}")
+    scores = as_log_scores(scores, output)
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("expected finite scores from the model, but got NaN or infinite ones")
+    return scores
 
 
 def check_mode(model: Model) -> None:
     """ValueError for a module of which any part is in training mode."""
     if isinstance(model, torch.nn.Module) and any(module.training for module in model.modules()):
         raise ValueError("expected a model in evaluation mode, but it is (partly) training; call model.eval()")
-
-
-def _check_scores(scores: Tensor, n: int) -> None:
-    if not isinstance(scores, Tensor):
-        raise ValueError(f"expected scores as a tensor ({n}, K) from the model, but got {type(scores).__name__}")
-    if scores.ndim != 2 or len(scores) != n or scores.shape[1] < 2:
-        raise ValueError(f"expected scores ({n}, K) with K >= 2 from the model, but got {tuple(scores.shape)}")
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError("expected finite scores from the model, but got NaN or infinite ones")
 
 
 class Oracle:

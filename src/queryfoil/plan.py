@@ -279,4 +279,6 @@ def read(name_or_path: str | Path, scale: str | None = None, checkpoints: str | 
 
 def reasons(error: ValidationError, whole: str) -> str:
     """A line for each field that is wrong; `whole` names what has no field of its own."""
-    return "\n".join(f"  {'.'.join(map(str, e['loc'])) or whole}: {e['msg']}" for e in error.errors())
+    return "\n".join(
+        f"  {'.'.join(map(str, e['loc'])) or whole}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    )

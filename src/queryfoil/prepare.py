@@ -20,7 +20,7 @@ from queryfoil.models.victim import Victim, classes_of
 from queryfoil.models.zoo import on_device
 from queryfoil.oracle import Model, answers
 from queryfoil.plan import Cell, Plan, digest
-from queryfoil.run import Attack
+from queryfoil.run import Attack, check
 from queryfoil.task import random_targets
 
 Folders = str | Path | Mapping[str, str | Path]
@@ -78,6 +78,7 @@ class Supplies:
         stack = self.stack(cell)
         plain = self.stack(cell.model_copy(update={"defenses": ()}))
         attack = cell.build(tau_of(stack.model))
+        check(attack, cell.norm, cell.targeted, cell.loss)  # again, as the threshold may be half of tau
         classes = classes_of(stack.network, images[:2], cell.seed)
         targets = random_targets(images.labels, images.ids, classes, cell.seed) if cell.targeted else None
         task = cell.task(images, targets)

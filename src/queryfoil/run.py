@@ -1,5 +1,6 @@
 """The only loop in the library: an attack, a model, a task, a budget."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from queryfoil import metrics
 from queryfoil.checks import lookup
+from queryfoil.losses import SPAN
 from queryfoil.oracle import LabelOracle, Model, Observer, Oracle, answers
 from queryfoil.task import NORMS, Task
 
@@ -30,6 +32,10 @@ class Attack(Protocol[State]):
     targetable: ClassVar[bool] = True
     l2: ClassVar[dict[str, Any]] = {}  # hyper-parameters whose default is another one for L2
 
+    def check_task(self, task: Task) -> None:
+        """ValueError for a task that these hyper-parameters cannot do, before a query is spent."""
+        return
+
     def init(self, task: Task, query: Any) -> State: ...
 
     def step(self, task: Task, query: Any, state: State, t: int) -> State: ...
@@ -45,6 +51,13 @@ def check(attack: Attack[Any], norm: str, targeted: bool, loss: str | None = Non
         raise ValueError(f"{name} is untargeted, but got targets; leave them out")
     if loss is not None and attack.loss is None:
         raise ValueError(f"{name} sees labels alone, so loss={loss!r} would have no effect; leave it out")
+    used = loss or attack.loss or "margin"
+    threshold = getattr(getattr(attack, "accept", None), "threshold", 0.0)
+    if threshold >= SPAN.get(used, math.inf):
+        raise ValueError(
+            f"expected a threshold below {SPAN[used]:g}, by which the loss {used!r} can change at most, but got "
+            f"{threshold:g}; take loss='margin', or a smaller threshold"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,8 @@ def run(
     and with those spent or never needed, of images times budget. `observe` sees every query (see
     `oracle.Observer`). Rows that are finished are dropped once they are half of all, which changes no result.
     """
-    check(attack, task.norm, task.targets is not None)
+    check(attack, task.norm, task.targets is not None, task.loss if attack.loss is not None else None)
+    attack.check_task(task)
     start = time.perf_counter()
     oracle = Oracle(model, task, budget, micro_batch, observe)
     door = LabelOracle(oracle) if attack.loss is None else oracle

@@ -12,7 +12,7 @@ that it took, and the versions of what computed it.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Store:
         path, command = self.folder / f"{self.kind}.json", {"plan": "bench"}.get(self.kind, self.kind)
         if path.is_file():
             other = read_json(path, "digest", "cells", self.kind)
-            if other["digest"] != owner.digest():
+            if other["digest"] != owner.digest() and self._holds_results(other["cells"].values()):
                 theirs, ours = other[self.kind], owner.model_dump(mode="json")
                 differ = [name for name in ours if not isinstance(theirs, dict) or ours[name] != theirs.get(name)]
                 raise ValueError(
@@ -63,10 +63,13 @@ class Store:
                     f"not of {owner.name!r} ({owner.digest()}): they differ in {', '.join(differ)}; "
                     "choose another folder"
                 )
-        elif self.folder.exists() and not (self.folder.is_dir() and all(map(self._ours, self.folder.iterdir()))):
+        elif self.folder.exists() and not (self.folder.is_dir() and self._all_ours()):
             raise ValueError(
                 f"expected {self.folder} to be new, empty or of `queryfoil {command}`, but it holds other files"
             )
+
+    def _holds_results(self, keys: Iterable[str]) -> bool:
+        return any(True for key in keys for _ in self.cell(key).folder.glob("*.parquet"))
 
     def claim(self, owner: Owner, keys: dict[str, str]) -> None:
         """Take the folder for a plan, whose cells have these hashes now, by label.
@@ -100,6 +103,12 @@ class Store:
     def scores(self, key: str) -> "CellStore":
         """The part of the folder for the scores with this hash."""
         return CellStore(self.shared / "scores" / key, key)
+
+    def _all_ours(self) -> bool:
+        """Whether what lies in the folder was written by the command: adversarial images never stand alone."""
+        paths = list(self.folder.iterdir())
+        names = {path.name for path in paths}
+        return all(map(self._ours, paths)) and ("cells" in names or "adversarial" not in names)
 
     def _ours(self, path: Path) -> bool:
         """What may lie in a folder whose plan.json was lost or not written yet."""

@@ -71,6 +71,8 @@ class Task:
             raise ValueError(f"expected seed as an integer from 0 to 2^63 - 1, but got {seed!r}")
         if not is_real(eps) or not 0 < eps < float("inf"):
             raise ValueError(f"expected eps > 0 on the [0, 1] scale (such as 8/255), but got {eps!r}")
+        if norm == "linf" and eps > 1:
+            raise ValueError(f"expected eps <= 1 for L-inf, on the [0, 1] scale, but got {eps:g}; is it {eps:g}/255?")
         if norm == "linf" and abs(eps * 255 - round(eps * 255)) > 1e-4:
             warnings.warn(
                 f"eps = {eps:.5g} is no multiple of 1/255: images are floored to 8 bits after the ball is checked, "

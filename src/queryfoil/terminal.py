@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from queryfoil.chunks import Outcome, Progress
+from queryfoil.oracle import ModelError
 from queryfoil.report import cells
 
 console = Console()
@@ -37,6 +38,9 @@ def plainly(command: Callable[..., Any]) -> Callable[..., Any]:
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
             errors.print(f"error: {text}{name}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except ModelError as error:
+            errors.print(f"error: {error}; what was finished is kept", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("interrupted; what was finished is kept, run the same command to continue", markup=False)

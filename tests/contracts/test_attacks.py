@@ -99,17 +99,12 @@ def assert_same(one, other):
         assert torch.equal(getattr(one, field), getattr(other, field)), field
 
 
-def asked(batch):
-    """How many images were asked: one that is alone is sent twice."""
-    return 1 if len(batch) == 2 and torch.equal(batch[0], batch[1]) else len(batch)
-
-
 @every_attack
 @pytest.mark.parametrize("budget", [1, 2, 3, 40])
 def test_the_budget_is_exact_at_the_models_door(attack, norm, budget):
     model = Watch(Linear(lead=100))  # never fooled
     result = run(attack, model, right_task(model.model, images(6), norm), budget)
-    assert sum(map(asked, model.batches)) == 6 * budget
+    assert sum(map(len, model.batches)) == 6 * budget
     assert result.queries.tolist() == [budget] * 6
     assert result.fooled_at.tolist() == [NEVER] * 6
 
@@ -180,7 +175,8 @@ def test_a_targeted_attack_reaches_its_targets(attack, norm, loss):
     result = run(attack, model, task, 60)
     rows = fooled(result)
     assert int(rows.sum()) >= 3
-    assert torch.equal(labels_of(model, result.adversarial[rows]), targets[rows])
+    shown = model(result.adversarial[rows])
+    assert torch.equal(shown.gather(1, targets[rows, None]).squeeze(1), shown.amax(1))  # a tie counts
     assert_replays(model, task, result)
 
 
@@ -204,7 +200,7 @@ def test_one_image_is_enough(attack, norm):
     result = run(attack, watched, task, 60)
     assert fooled(result).tolist() == [True]
     assert_replays(model, task, result)
-    assert [len(batch) for batch in watched.batches] == [2] * int(result.queries)  # never one row alone
+    assert [len(batch) for batch in watched.batches] == [1] * int(result.queries)
 
 
 @every_attack

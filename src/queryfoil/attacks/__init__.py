@@ -28,10 +28,10 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "rambo": RamBo,
 }
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = tomllib.loads(
     (Path(__file__).parent.parent / "shipped" / "presets.toml").read_text(encoding="utf-8")
 )
-"""Name to hyper-parameters of each attack: the paper's, table 11, for the norm L-inf."""
+"""Name to hyper-parameters of each attack in each norm: the paper's, table 11, and the originals' for L2."""
 
 
 def build(
@@ -55,10 +55,10 @@ def build(
     """
     kind: Any = lookup(ATTACKS, name, "attack")
     known = [field.name for field in fields(kind)]
-    if norm == "l2":
-        hyper = {**kind.l2, **hyper}
+    usual = dict(kind.l2) if norm == "l2" else {}
     if preset is not None:
-        hyper = {**lookup(PRESETS, preset, "preset").get(name, {}), **hyper}
+        usual |= _preset(preset, name, norm)
+    hyper = usual | hyper
     rule: Any = lookup(ACCEPTANCE, accept, "acceptance rule")
     extra: dict[str, Any] = {}
     if "accept" in known:
@@ -76,6 +76,15 @@ def build(
             raise ValueError(f"{name} does not take these hyper-parameters: {given}; it takes {', '.join(known)}")
     attack: Attack[Any] = kind(**hyper, **extra)
     return attack
+
+
+def _preset(preset: str, name: str, norm: str) -> dict[str, Any]:
+    """What a preset says of an attack in a norm; ValueError where it says nothing."""
+    found = lookup(PRESETS, preset, "preset")
+    if norm not in found.get(name, {}):
+        has = ", ".join(f"{attack} ({', '.join(norms)})" for attack, norms in found.items())
+        raise ValueError(f"the preset {preset} has nothing for {name} in {norm}; it has {has}")
+    return found[name][norm]
 
 
 def settings(attack: Attack[Any]) -> dict[str, Any]:

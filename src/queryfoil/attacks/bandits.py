@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from queryfoil import rng
 from queryfoil.attacks.nes import confirm, steepest
+from queryfoil.checks import require_positive, require_whole
 from queryfoil.oracle import Oracle
 from queryfoil.run import Attack
 from queryfoil.task import Task
@@ -48,10 +49,8 @@ class Bandits(Attack[State]):
 
     def __post_init__(self) -> None:
         for name in ("probe", "lr", "prior_lr", "exploration"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"expected {name} > 0 and finite, but got {getattr(self, name)}")
-        if self.tile < 0:
-            raise ValueError(f"expected a tile of at least 1, or 0 for no tiling, but got {self.tile}")
+            require_positive(name, getattr(self, name))
+        require_whole("tile", self.tile, least=0)
 
     def init(self, task: Task, query: Oracle) -> State:
         n, c, h, w = task.images.shape
@@ -65,11 +64,11 @@ class Bandits(Attack[State]):
         losses = []
         for sign in (1, -1):
             direction = self._stretched(task, prior + sign * noise)
-            scores = query(state.x + self.probe * steepest(direction, "l2"))
+            scores = query(state.x - self.probe * steepest(direction, "l2"))  # where the loss falls, by the prior
             reached |= task.margin(scores) <= 0
             losses.append(task.objective(scores))
-        confirm(query, state.x, reached)
-        slope = (losses[0] - losses[1]) / (self.probe * self.exploration)
+        confirm(query, state.x, reached & (t > 0))  # the first image is the clean one, which was asked
+        slope = (losses[1] - losses[0]) / (self.probe * self.exploration)
         prior = self._corrected(prior, slope[:, None, None, None] * noise, task.norm)
         x = task.project(state.x - self.lr * steepest(self._stretched(task, prior), task.norm))
         return State(x, prior)

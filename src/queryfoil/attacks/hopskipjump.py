@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from queryfoil import rng
-from queryfoil.checks import is_real
+from queryfoil.checks import require, require_positive, require_whole
 from queryfoil.oracle import LabelOracle
 from queryfoil.run import Attack
 from queryfoil.task import Task, length
@@ -52,10 +52,9 @@ class HopSkipJump(Attack[State]):
     targetable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.probes <= self.most_probes < math.inf:
-            raise ValueError(f"expected 1 <= probes <= most_probes, but got {self.probes} and {self.most_probes}")
-        if not is_real(self.gamma) or not 0 < self.gamma < math.inf:
-            raise ValueError(f"expected gamma > 0 and finite, but got {self.gamma!r}")
+        require_whole("probes", self.probes)
+        require_whole("most_probes", self.most_probes, least=self.probes)
+        require_positive("gamma", self.gamma)
         check_grain(self.grain)
 
     def init(self, task: Task, query: LabelOracle) -> State:
@@ -161,8 +160,7 @@ def distance(task: Task, x: Tensor) -> Tensor:
 
 
 def check_grain(grain: float) -> None:
-    if not is_real(grain) or not 0 <= grain <= 1:
-        raise ValueError(f"expected grain in [0, 1], on the scale of the images, but got {grain!r}")
+    require("grain", grain, "in [0, 1], on the scale of the images", lambda value: 0 <= value <= 1)
 
 
 def unit(u: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from queryfoil import rng
+from queryfoil.checks import require_positive, require_whole
 from queryfoil.oracle import Oracle
 from queryfoil.run import Attack
 from queryfoil.task import Task, length
@@ -40,10 +41,8 @@ class NES(Attack[State]):
 
     def __post_init__(self) -> None:
         for name in ("probe", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"expected {name} > 0 and finite, but got {getattr(self, name)}")
-        if self.pairs < 1:
-            raise ValueError(f"expected at least 1 pair of probes, but got {self.pairs}")
+            require_positive(name, getattr(self, name))
+        require_whole("pairs", self.pairs)
 
     def init(self, task: Task, query: Oracle) -> State:
         return State(task.images)
@@ -53,11 +52,13 @@ class NES(Attack[State]):
         gradient, reached = torch.zeros_like(state.x), torch.zeros_like(query.live)
         for pair in range(self.pairs):
             u = rng.normal(task.seed, task.ids, t, pair, size).view(state.x.shape) / math.sqrt(size)
+            losses = []
             for sign in (1, -1):
                 scores = query(state.x + sign * self.probe * u)
                 reached |= task.margin(scores) <= 0
-                gradient += sign * task.objective(scores)[:, None, None, None] * u
-        confirm(query, state.x, reached)
+                losses.append(task.objective(scores))
+            gradient += (losses[0] - losses[1])[:, None, None, None] * u
+        confirm(query, state.x, reached & (t > 0))  # the first image is the clean one, which was asked
         return State(task.project(state.x - self.lr * steepest(gradient, task.norm)))
 
 

@@ -17,12 +17,13 @@ from queryfoil import losses, rng
 from queryfoil.attacks import surrogate
 from queryfoil.attacks.square import TINY, Square, on_the_sphere
 from queryfoil.attacks.surrogate import STEPS, Surrogate
-from queryfoil.checks import lookup
+from queryfoil.checks import lookup, require, require_whole
 from queryfoil.oracle import Oracle, quantize
 from queryfoil.run import Attack
 from queryfoil.task import Task, length
 
 BATCHES = 1 << 16  # name of the draw of the first surrogate's training batches, far from those of Square
+SMALLEST = 8  # side of images that the searching networks can halve twice
 FEWEST = 10  # images for which an attacker must be chosen, to be evaluated
 
 
@@ -61,13 +62,19 @@ class QueryNet(Attack[State]):
 
     def __post_init__(self) -> None:
         lookup(STEPS, self.surrogates, "kind of surrogates")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"expected steps >= 1, or None for the usual number, but got {self.steps}")
-        if self.batch < 1:
-            raise ValueError(f"expected batch >= 1, but got {self.batch}")
-        if self.width < 4 or self.width % 4:
-            raise ValueError(f"expected width as a multiple of 4, but got {self.width}")
+        if self.steps is not None:
+            require_whole("steps", self.steps)
+        require_whole("batch", self.batch)
+        require_whole("width", self.width, least=4)
+        require("width", self.width, "as a multiple of 4", lambda value: value % 4 == 0)
         Square(self.p_init, self.horizon)
+
+    def check_task(self, task: Task) -> None:
+        if self.surrogates == "search" and min(task.images.shape[2:]) < SMALLEST:
+            raise ValueError(
+                f"expected images of at least {SMALLEST} x {SMALLEST} for surrogates='search', which halve them twice, "
+                f"but got {tuple(task.images.shape[2:])}; take surrogates='small'"
+            )
 
     def init(self, task: Task, query: Oracle) -> State:
         live = query.live.clone()

@@ -7,9 +7,8 @@ the image wherever that still fools, until it slows down too; and Sign-OPT for t
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from queryfoil import rng
 from queryfoil.attacks import hopskipjump
 from queryfoil.attacks.hopskipjump import HopSkipJump, wide
 from queryfoil.attacks.signopt import SignOpt
-from queryfoil.checks import is_real
+from queryfoil.checks import require, require_positive, require_whole
 from queryfoil.oracle import LabelOracle
 from queryfoil.run import Attack
 from queryfoil.task import Task, length
@@ -77,14 +76,14 @@ class RamBo(Attack[State]):
 
     def __post_init__(self) -> None:
         for name in ("walk_patience", "descent_patience", "block", "turns"):
-            _check(name, getattr(self, name), "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0)
-        _check("reach", self.reach, "a whole number >= 0", lambda value: value >= 0 and value % 1 == 0)
+            require_whole(name, getattr(self, name))
+        require_whole("reach", self.reach, least=0)
         for name in ("walk_gain", "descent_gain"):
-            _check(name, getattr(self, name), "finite and >= 0", lambda value: value >= 0)
+            require(name, getattr(self, name), "finite and >= 0", lambda value: value >= 0)
         for name in ("alpha", "beta"):
-            _check(name, getattr(self, name), "finite and > 0", lambda value: value > 0)
-        _check("shrink", self.shrink, "finite and > 1", lambda value: value > 1)
-        _check("percentile", self.percentile, "in (0, 1]", lambda value: 0 < value <= 1)
+            require_positive(name, getattr(self, name))
+        require("shrink", self.shrink, "finite and > 1", lambda value: value > 1)
+        require("percentile", self.percentile, "in (0, 1]", lambda value: 0 < value <= 1)
         hopskipjump.check_grain(self.grain)
 
     def init(self, task: Task, query: LabelOracle) -> State:
@@ -205,8 +204,3 @@ class RamBo(Attack[State]):
             before=torch.where(due, state.before - gain, state.before),
             gained=torch.where(due, 0, state.gained),
         )
-
-
-def _check(name: str, value: object, expected: str, holds: Callable[[Any], bool]) -> None:
-    if not is_real(value) or value == math.inf or not holds(value):
-        raise ValueError(f"expected {name} {expected}, but got {value!r}")

@@ -36,7 +36,7 @@ class SignOpt:
         start = length(x - task.images).clamp_min(1e-12)
         theta = (x - task.images) / wide(start)
         uphill = self._uphill(task, query, theta, start, beta, t, where)
-        tolerance = (beta / 500).clamp_min(1e-6)  # float32 holds no finer radius
+        tolerance = (beta / 500).maximum(start * 2.0**-22)  # float32 holds no finer radius
         best, radius = theta, start
         todo = where & query.live
         for _ in range(TRIES):  # from the same direction, ever further

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from queryfoil import rng
 from queryfoil.attacks.acceptance import GREEDY, Rule
-from queryfoil.checks import lookup
+from queryfoil.checks import lookup, require_positive, require_whole
 from queryfoil.oracle import Oracle
 from queryfoil.run import Attack
 from queryfoil.task import Task
@@ -35,7 +35,7 @@ class State(NamedTuple):
 class SimBA(Attack[State]):
     """SimBA, L-inf and L2: steps along cosines or pixels, in a random order for each image.
 
-    step: change of one coefficient, > 0 (0.2 in [0, 1] pixels or coefficients). basis: "dct" or "pixel".
+    step_size: change of one coefficient, > 0 (0.2 in [0, 1] pixels or coefficients). basis: "dct" or "pixel".
     frequencies: how many of the lowest frequencies of "dct" are taken along each side. accept: the
     acceptance rule; where it refuses the step down, the step up is tried.
     """
@@ -49,10 +49,8 @@ class SimBA(Attack[State]):
     loss: ClassVar[str] = "probability"
 
     def __post_init__(self) -> None:
-        if not 0 < self.step_size < math.inf:
-            raise ValueError(f"expected step_size > 0 and finite, but got {self.step_size}")
-        if self.frequencies < 1:
-            raise ValueError(f"expected at least 1 frequency, but got {self.frequencies}")
+        require_positive("step_size", self.step_size)
+        require_whole("frequencies", self.frequencies)
         lookup(BASES, self.basis, "basis")
 
     def init(self, task: Task, query: Oracle) -> State:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from queryfoil import rng
 from queryfoil.attacks.acceptance import GREEDY, Rule
+from queryfoil.checks import require, require_whole
 from queryfoil.oracle import Oracle
 from queryfoil.run import Attack
 from queryfoil.task import Task, length
@@ -49,10 +50,8 @@ class Square(Attack[State]):
     loss: ClassVar[str] = "margin"
 
     def __post_init__(self) -> None:
-        if not 0 < self.p_init <= 1:
-            raise ValueError(f"expected p_init in (0, 1], but got {self.p_init}")
-        if not 1 <= self.horizon < math.inf:
-            raise ValueError(f"expected horizon >= 1 and finite, but got {self.horizon}")
+        require("p_init", self.p_init, "in (0, 1]", lambda value: 0 < value <= 1)
+        require_whole("horizon", self.horizon)
 
     def init(self, task: Task, query: Oracle) -> State:
         x = self.start(task)

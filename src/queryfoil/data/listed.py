@@ -1,6 +1,7 @@
 """Images of yours: a folder of pictures with labels.csv, or a NumPy file."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,21 +94,24 @@ Row = tuple[int, int, int | None, int | None]
 def _read_labels(path: Path) -> dict[str, Row]:
     if not path.is_file():
         raise ValueError(f"expected {path} with columns file and label, but there is none")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        columns = reader.fieldnames or []
-        if not {"file", "label"} <= set(columns):
-            raise ValueError(f"expected columns file and label in {path}, but got {', '.join(columns) or 'none'}")
-        rows: dict[str, Row] = {}
-        for row in reader:
-            where = f"line {reader.line_num} of {path}"
-            if row["file"] in rows:
-                raise ValueError(f"expected each file once, but {row['file']} is repeated in {where}")
-            target = _integer(row, "target", where) if "target" in columns else None
-            mark = _integer(row, "calibration", where, "1 or 0") if "calibration" in columns else None
-            if mark not in (None, 0, 1):
-                raise ValueError(f"expected 1 or 0 as calibration in {where}, but got {mark}")
-            rows[row["file"]] = len(rows), _integer(row, "label", where), target, mark
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected {path} as UTF-8, but {error}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = reader.fieldnames or []
+    if not {"file", "label"} <= set(columns):
+        raise ValueError(f"expected columns file and label in {path}, but got {', '.join(columns) or 'none'}")
+    rows: dict[str, Row] = {}
+    for row in reader:
+        where = f"line {reader.line_num} of {path}"
+        if row["file"] in rows:
+            raise ValueError(f"expected each file once, but {row['file']} is repeated in {where}")
+        target = _integer(row, "target", where) if "target" in columns else None
+        mark = _integer(row, "calibration", where, "1 or 0") if "calibration" in columns else None
+        if mark not in (None, 0, 1):
+            raise ValueError(f"expected 1 or 0 as calibration in {where}, but got {mark}")
+        rows[row["file"]] = len(rows), _integer(row, "label", where), target, mark
     if not rows:
         raise ValueError(f"expected at least one picture in {path}, but it lists none")
     return rows
@@ -117,6 +121,8 @@ def _integer(row: dict[str, str | None], column: str, where: str, kind: str = "t
     text = row[column] or ""
     if not text.strip().isdecimal():
         raise ValueError(f"expected {kind} as {column} in {where}, but got {text!r}")
+    if int(text) >= 2**31:
+        raise ValueError(f"expected {kind} as {column} in {where}, but {text} is too large")
     return int(text)
 
 

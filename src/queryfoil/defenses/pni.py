@@ -63,6 +63,5 @@ class PNI(Defense):
             with drawing:
                 if len(groups) == 1:
                     return self.model(x)  # type: ignore[no-any-return]
-                rows = index if len(index) > 1 else index.repeat(2)  # one row alone differs in the last bit
-                parts.append(self.model(x[rows])[: len(index)])
+                parts.append(self.model(x[index]))
         return torch.cat(parts)[torch.cat([index for index, _ in groups]).argsort()]

@@ -46,7 +46,14 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
     return F.pad(x, sides, value=value)
 
 
-class SameConv2d(nn.Conv2d):
+class RowwiseConv2d(nn.Conv2d):
+    """A convolution whose rows have the same bits in any batch: on a CPU, one image alone takes another way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.expand(2, -1, -1, -1))[:1] if len(x) == 1 else super().forward(x)
+
+
+class SameConv2d(RowwiseConv2d):
     """A convolution with the padding of `pad_same`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +75,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, same: bool = F
     """A convolution without bias that keeps the size, divided by the stride; `same` pads like TensorFlow."""
     if same:
         return SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return RowwiseConv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
 class PSSiLU(nn.Module):

@@ -18,7 +18,7 @@ from queryfoil.data import Images
 from queryfoil.models import checkpoints
 from queryfoil.models.programs import from_program, in_batches
 from queryfoil.models.zoo import MODELS, load, on_device
-from queryfoil.oracle import Model, answers, check_mode
+from queryfoil.oracle import Model, ModelError, answers, check_mode
 
 OUTPUTS = {"logits": "of any size", "log_probs": "their exponentials sum to 1", "probs": "sum to 1"}
 
@@ -255,11 +255,6 @@ def classes_of(model: Model, images: Images, seed: int) -> int:
     """How many classes the model has; ValueError if it does not answer such images."""
     try:
         scores = answers(model, images.images, images.ids, torch.zeros_like(images.ids), seed)
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a model of somebody else's raises
-        raise ValueError(
-            f"expected a model that answers images {tuple(images.images.shape)}, but it raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    except ModelError as error:
+        raise ValueError(f"expected a model that answers such images, but {error}") from error
     return scores.shape[1]
