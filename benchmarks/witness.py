@@ -62,26 +62,40 @@ def square(door: Door) -> None:
     attack.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
 
 
-def simba(door: Door) -> None:
-    """ART's SimBA on pixels, which knows no ball."""
-    from art.attacks.evasion import SimBA
+def simba(basis: str) -> Callable[[Door], None]:
+    """ART's SimBA, which knows no ball: along pixels ("px"), or along all cosines of the whole image ("dct")."""
 
-    attack = SimBA(art_classifier(door), attack="px", max_iter=3000, order="random", epsilon=0.2, verbose=False)
-    attack.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
+    def attack(door: Door) -> None:
+        from art.attacks.evasion import SimBA
+
+        side = door.task.images.shape[-1]
+        one = SimBA(
+            art_classifier(door), attack=basis, max_iter=3000, order="random", epsilon=0.2, freq_dim=side,
+            stride=side, verbose=False,
+        )  # fmt: skip
+        one.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
+
+    return attack
 
 
-def hopskipjump(door: Door) -> None:
-    """ART's HopSkipJump, L2. Its probes have a length of 0.01 of the distance, gamma = 0.01 d in ours."""
-    from art.attacks.evasion import HopSkipJump
+def hopskipjump(norm: float) -> Callable[[Door], None]:
+    """ART's HopSkipJump. Its probes have a length of 0.01 of the distance: in L2, gamma = 0.01 d in ours."""
 
-    attack = HopSkipJump(art_classifier(door), norm=2, max_iter=50, max_eval=10_000, init_eval=100, verbose=False)
-    attack.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
+    def attack(door: Door) -> None:
+        from art.attacks.evasion import HopSkipJump
+
+        one = HopSkipJump(art_classifier(door), norm=norm, max_iter=50, max_eval=10_000, init_eval=100, verbose=False)
+        one.generate(door.task.images.numpy(), np.eye(door.classes)[door.task.labels.numpy()])
+
+    return attack
 
 
 PAIRS: dict[str, tuple[str, dict[str, Any], str, float, Callable[[Door], None], str]] = {
     "square linf": ("square", {}, "linf", 16 / 255, square, "logits"),
-    "simba pixel, no ball": ("simba", {"basis": "pixel"}, "l2", 100.0, simba, "probs"),
-    "hopskipjump l2": ("hopskipjump", {"gamma": 7.84, "grain": 0.0}, "l2", 2.0, hopskipjump, "labels"),
+    "simba pixel, no ball": ("simba", {"basis": "pixel"}, "l2", 100.0, simba("px"), "probs"),
+    "simba dct, no ball": ("simba", {"frequencies": 28}, "l2", 100.0, simba("dct"), "probs"),
+    "hopskipjump l2": ("hopskipjump", {"gamma": 7.84, "grain": 0.0}, "l2", 2.0, hopskipjump(2), "labels"),
+    "hopskipjump linf": ("hopskipjump", {"gamma": 7.84, "grain": 0.0}, "linf", 32 / 255, hopskipjump(np.inf), "labels"),
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from queryfoil import bench, plan, summary
 from queryfoil.plan import Plan
-from queryfoil.report import cells, figures, page
+from queryfoil.report import cells, drawing, figures, page
 from queryfoil.store import Store
 from queryfoil.summary import CellResult
 
@@ -146,17 +146,18 @@ def test_the_report_can_be_made_again_without_change(folder: Path) -> None:
 
 
 def test_figures_have_captions_and_follow_the_page_colours(collected: tuple[Plan, list[CellResult]]) -> None:
-    pictures = figures.all_of(collected[1])
+    image = collected[1][1].trace.column("id")[0]
+    pictures = figures.all_of(*collected)
     assert [p.title for p in pictures] == [
         "Accuracy over queries",
-        "Losses along an attack: AAA-linear, tau 2 & <more> [/x] a|b $5 \\frac $",
+        f"Losses along an attack: AAA-linear, tau 2 & <more> [/x] a|b $5 \\frac $, image {image}",
         "Scores before and after",
         "Reliability",
     ]
     for picture in pictures:
         assert len(picture.caption) > 80
         assert "currentColor" in picture.svg
-        assert figures.INK not in picture.svg
+        assert drawing.INK not in picture.svg
         assert "<text" in picture.svg
 
 

@@ -17,6 +17,7 @@ from queryfoil.store import CellStore
 from queryfoil.task import Task
 
 CHUNK = 250
+SMALL = 4096  # values of an image that is small: more of these fit in a call of the model
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Chunks:
             if self.end is not None and time.perf_counter() > self.end:
                 return False
             task = job.task.rows(rows)
-            result = run(job.attack, job.model, task, job.budget, progress=self._within(job))
+            micro_batch = 256 if task.images[0].numel() <= SMALL else 128
+            result = run(job.attack, job.model, task, job.budget, micro_batch, progress=self._within(job))
             confirmed = None if getattr(job.model, "deterministic", True) else confirm(job.model, task, result)
             found = table.attacked(task, result, confirmed, self.keep_images)
             self.stores[number].write_chunk(rows, found, result.seconds)

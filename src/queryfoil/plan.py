@@ -207,7 +207,7 @@ class Layout(BaseModel):
     show: tuple[Literal["accuracy", "queries"], ...] = ("accuracy",)
     over: str | None = None
     ours: str | None = None  # the column whose place among the others the paper argues for
-    figures: tuple[Literal["queries", "losses", "scores", "sweep"], ...] = ()
+    figures: tuple[Literal["queries", "losses", "scores", "sweep", "curves"], ...] = ()
 
 
 class Plan(BaseModel):

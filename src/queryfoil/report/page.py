@@ -1,4 +1,4 @@
-"""Writing the report of a folder: summary.json, images.parquet, report.md, report.html."""
+"""Writing the report of a folder: summary.json, images.parquet, report.md, report.html, and the figures alone."""
 
 import json
 from importlib.resources import files as resources
@@ -10,14 +10,22 @@ import pyarrow.parquet as pq
 
 from queryfoil import files, summary
 from queryfoil.plan import Plan
-from queryfoil.report import cells, figures
+from queryfoil.report import cells, figures, sheets
 from queryfoil.report.cells import Row
+from queryfoil.report.drawing import Picture
 from queryfoil.store import Store
 
 LIMITS = (
     "These attacks minimize what they are shown and do not know the defense. AAA protects scores against such "
     "attackers; it leaves the network and its adversarial examples as they are. Attackers who search in the opposite "
     "direction, who know the curve, or who use the label alone are not stopped by it and are not part of this table."
+)
+
+
+BESIDE = (
+    "Percent, with half a 95 % interval; several numbers are for several numbers of queries. In italics the paper's. "
+    "The last column compares each pair of columns that the paper tells apart: a difference is open where it is "
+    "within two standard errors, on the same images (for ECE, half a bootstrap interval)."
 )
 
 
@@ -29,8 +37,14 @@ def write(folder: str | Path) -> list[Row]:
     files.write_text(out / "summary.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
     with files.replacing(out / "images.parquet") as temporary:
         pq.write_table(summary.images(results), temporary, compression="zstd")
-    files.write_text(out / "report.md", markdown(plan, rows))
-    files.write_text(out / "report.html", html(plan, rows, figures.all_of(results)))
+    pictures = figures.all_of(plan, results)
+    sheet = None if plan.layout is None else sheets.sheet(plan, results)
+    for picture in pictures:
+        for name, content in picture.files().items():
+            with files.replacing(out / "figures" / name) as temporary:
+                temporary.write_bytes(content)
+    files.write_text(out / "report.md", markdown(plan, rows, sheet))
+    files.write_text(out / "report.html", html(plan, rows, pictures, sheet))
     return rows
 
 
@@ -44,10 +58,11 @@ def headline(rows: list[Row]) -> str:
     return f"Accuracy left after {after} an image – {'; '.join(left)}."
 
 
-def markdown(plan: Plan, rows: list[Row]) -> str:
+def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str:
     """The table and its conditions, for a README or an issue."""
     columns = cells.columns(rows)
-    lines = [f"# {plan.name}", "", plan.about + ".", "", headline(rows), ""]
+    lines = [f"# {plan.name}", "", plan.about + ".", ""]
+    lines += [headline(rows), ""] if sheet is None else [BESIDE, "", *sheets.markdown(sheet), ""]
     lines += [
         f"| {cells.subject(rows)} | " + " | ".join(c.heading for c in columns) + " |",
         "|---|" + "---:|" * len(columns),
@@ -61,14 +76,16 @@ def markdown(plan: Plan, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def html(plan: Plan, rows: list[Row], pictures: list[figures.Picture]) -> str:
+def html(plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.Sheet | None) -> str:
     """One page with everything inside: no script, no network."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(zip=zip, described=_described)
     template = environment.from_string((resources("queryfoil.report") / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         plan=plan,
-        headline=headline(rows),
+        headline=headline(rows) if sheet is None else None,
+        sheet=sheet,
+        beside=BESIDE,
         subject=cells.subject(rows),
         columns=cells.columns(rows),
         rows=[(row, cells.entries(row, cells.points(rows))) for row in rows],
