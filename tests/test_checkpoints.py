@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -332,3 +334,40 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, content, message):
 def test_an_unknown_name_is_answered_with_a_near_one():
     with pytest.raises(ValueError, match=r"unknown published network 'Standrd': .*did you mean 'Standard'"):
         checkpoints.load("Standrd", "x")
+
+
+def test_a_program_is_refused_before_torch_would_run_it(tmp_path):
+    class Program(nn.Module):
+        def forward(self, x):
+            return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Program()).save(str(tmp_path / "program.pt"))
+    with pytest.raises(ValueError, match=r"but it holds a program \(TorchScript\)"):
+        inert.read_pickle(tmp_path / "program.pt")
+    with pytest.raises(ValueError, match=r"but it holds a program"):
+        checkpoints.load("Standard", tmp_path / "program.pt")
+
+
+def test_a_pickle_can_set_nothing_on_what_it_may_call(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "good.pt")
+    evil = b"\x80\x02ctorch._utils\n_rebuild_parameter\nN}X\x04\x00\x00\x00evilX\x03\x00\x00\x00yess\x86b."
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, evil if name.endswith("data.pkl") else good.read(name))
+    inert.read_pickle(tmp_path / "bad.pt")
+    assert not hasattr(torch._utils._rebuild_parameter, "evil")
+
+
+def test_damaged_files_of_other_kinds_are_said_in_a_sentence(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"no tensors")
+    for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors"):
+        with pytest.raises(ValueError, match=r"expected a file of weights"):
+            checkpoints.load("Standard", path)
+    for number, arrays in enumerate(
+        ({"a/W": np.zeros((1, 2, 3))}, {"a/W": np.array(["text"])}, {"a/W": np.array([None])})
+    ):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        with pytest.raises(ValueError, match=r"but it holds other things than their arrays"):
+            checkpoints.load("X101-DenoiseAll", tmp_path / f"{number}.npz")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from helpers import Linear, images
+from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.dent import DENT, AdaMod, shot, tent
 from queryfoil.models.resnet import ResNet
 
@@ -76,7 +77,7 @@ def test_the_original_loss_ties_images_together(small):
 def test_entropy_and_diversity_of_two_rows_by_hand():
     z = torch.tensor([[0.0, 0.0], [100.0, 0.0]])
     half = torch.tensor(0.5).log()
-    torch.testing.assert_close(tent(z), -half)
+    torch.testing.assert_close(tent(z), -half / 128)  # as if the batch were the release's
     quarter, rest = torch.tensor(0.75), torch.tensor(0.25)
     expected = -half / 2 + quarter * quarter.log() + rest * rest.log()
     torch.testing.assert_close(shot(z), expected, atol=1e-4, rtol=0)
@@ -103,7 +104,7 @@ def test_a_network_without_batch_norm_is_refused():
 def test_nothing_is_left_behind(small):
     before = copy.deepcopy(small.state_dict())
     DENT(small)(images(2, (1, 28, 28)))
-    assert all(not layer._forward_hooks for layer in small.modules())
+    assert all("forward" not in vars(layer) for layer in small.modules())
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
     assert all(parameter.grad is None for parameter in small.parameters())
 
@@ -111,4 +112,57 @@ def test_nothing_is_left_behind(small):
 def test_an_error_of_the_network_leaves_no_hook_behind(small):
     with pytest.raises(RuntimeError):
         DENT(small)(torch.zeros(2, 3, 28, 28))
-    assert all(not layer._forward_hooks for layer in small.modules())
+    assert all("forward" not in vars(layer) for layer in small.modules())
+
+
+def test_a_network_in_training_mode_keeps_its_statistics(small):
+    network = copy.deepcopy(small).train()
+    before = copy.deepcopy(network.state_dict())
+    DENT(network)(images(3, (1, 28, 28)))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("loss", ["tent", "shot"])
+def test_networks_of_any_precision_are_adapted(small, kind, loss):
+    x = images(4, (1, 28, 28))
+    network = copy.deepcopy(small).to(kind)
+    scores = DENT(network, loss=loss)(x.to(kind))
+    assert scores.dtype == kind
+    assert bool(scores.isfinite().all())
+    exact = DENT(small, loss=loss)(x)
+    assert float((scores.float() - exact).abs().max()) < (0.01 if kind == torch.float64 else 1.0)
+
+
+def test_a_defense_of_scores_or_another_dent_inside_is_refused_at_once(small):
+    for inside in (AAA(small, tau=2.0), AAA(small, solver="adam", tau=2.0), DENT(small)):
+        with pytest.raises(ValueError, match=rf"but {type(inside).__name__} stands between"):
+            DENT(inside)
+
+
+def test_a_network_that_turns_gradients_off_is_refused(small):
+    class Still(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = small
+            self.eval()
+
+        @torch.no_grad()
+        def forward(self, x):
+            return self.network(x)
+
+    with pytest.raises(ValueError, match="whose scores have gradients, but its forward turns them off"):
+        DENT(Still())(images(2, (1, 28, 28)))
+
+
+def test_adamod_is_its_releases_on_small_gradients():
+    """Its release divides by (sqrt(v) + eps), and corrects the bias afterwards."""
+    start, gradient = torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 1e-6, dtype=torch.float64)
+    optimizer, values, first, second, mean = AdaMod(start), start, 0.0, 0.0, 0.0
+    for step in (1, 2, 3):
+        values = optimizer(values, gradient)
+        first, second = 0.99 * first + 0.01 * 1e-6, 0.999 * second + 0.001 * 1e-12
+        rate = 6e-3 * (1 - 0.999**step) ** 0.5 / (1 - 0.99**step) / (second**0.5 + 1e-8)
+        mean = 0.6 * mean + 0.4 * rate
+        start = start - min(rate, mean) * first
+        torch.testing.assert_close(values, start, rtol=1e-9, atol=0)

@@ -42,6 +42,11 @@ def write(folder: Path, layout: str, numbers: range = range(1, 3 * EACH + 1)) ->
     return folder
 
 
+@pytest.fixture(autouse=True)
+def three_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagenet, "CLASSES", 3)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {layout: write(tmp_path_factory.mktemp(layout), layout) for layout in ("synsets", "flat")}
@@ -95,12 +100,17 @@ def test_the_choice_does_not_depend_on_the_systems_order_or_other_files(
     assert torch.equal(after.images, before.images)
 
 
-def test_the_choice_of_a_class_does_not_depend_on_the_other_classes(tmp_path: Path, folders: dict[str, Path]) -> None:
+def test_the_choice_of_a_class_does_not_depend_on_the_other_classes(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write(tmp_path, "flat")
     for number in range(1, 3 * EACH + 1):
         if label_of(number) == 1:
             (folder / "val" / name_of(number)).unlink()
-    fewer, whole = (data.load("imagenet", "attack", path) for path in (folder, folders["flat"]))
+    whole = data.load("imagenet", "attack", folders["flat"])
+    monkeypatch.setattr(imagenet, "CLASSES", 2)
+    (folder / "val.txt").write_text((folder / "val.txt").read_text().replace(" 2\n", " 1\n"))
+    fewer = data.load("imagenet", "attack", folder)
     assert torch.equal(fewer.images, whole.images[whole.labels != 1])
 
 
@@ -142,10 +152,12 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path) -> None:
     folder = write(tmp_path, "flat")
     listed = (folder / "val.txt").read_text()
     for text, message in (
-        (listed.replace(f"{name_of(3)} 0", ""), "expected NAME.JPEG CLASS in line 3 of .*val.txt, but got ''"),
+        (listed.replace(f"{name_of(3)} 0", ""), "expected a line for each image in .*, but .*00000003.JPEG has none"),
         (listed.replace(f"{name_of(3)} 0", f"{name_of(3)} cat"), "line 3 of .*val.txt, but got '.* cat'"),
         (listed.replace(f"{name_of(3)} 0\n", ""), "expected a line for each image in .*, but .*00000003.JPEG has none"),
-        (listed.replace(" 2", " 1").replace(" 0", " 1", 3).replace(" 0", " 7", 5), "expected at least 6 images of"),
+        (listed.replace(" 0\n", " 1\n", 3), "expected at least 6 images of"),
+        (listed.replace(" 2\n", " 1\n"), "expected images of all 3 classes in .*, but got those of 2"),
+        (listed.replace(" 2\n", " 3\n"), "expected classes from 0 to 2 in .*, but got 3"),
     ):
         (folder / "val.txt").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -167,4 +179,12 @@ def test_names_that_are_not_their_own_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"expected images in .* or in its folders, but .* in both, such as extra.JPEG"
     ):
+        data.load("imagenet", "attack", folder)
+
+
+def test_a_folder_that_is_no_synset_is_refused_as_it_would_shift_the_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path, "synsets")
+    (folder / "val/extras").mkdir()
+    photo(99).save(folder / "val/extras/extra.JPEG", format="JPEG")
+    with pytest.raises(ValueError, match=r"folders named by synsets, such as n01440764, but got .*extras"):
         data.load("imagenet", "attack", folder)

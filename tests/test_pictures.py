@@ -198,3 +198,25 @@ def test_a_labels_csv_of_another_encoding_is_refused_by_name(tmp_path: Path) -> 
     (tmp_path / "labels.csv").write_bytes("file,label\nschön.png,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"expected .*labels.csv as UTF-8"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"labels": np.zeros(3, int)},
+            r"expected labels in .* as an integer for each of the 2 images, but got .*\(3,\)",
+        ),
+        ({"labels": np.zeros(2)}, r"expected labels in .* as an integer"),
+        ({"ids": np.zeros((2, 1), int)}, r"expected ids in .* as an integer"),
+        ({"ids": np.array([4, 4])}, r"expected each id once in .*, but some repeat"),
+        ({"targets": np.zeros(1, int)}, r"expected targets in .* as an integer"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    whole = {"images": np.stack([COLOUR, COLOUR]), "labels": np.array([1, 2]), **arrays}
+    np.savez(tmp_path / "x.npz", **whole)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "x.npz")

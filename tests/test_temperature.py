@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from helpers import Linear, images
+from helpers import Declared, Linear, images
 from queryfoil import metrics
 from queryfoil.defenses.temperature import TemperatureScaling, temperature_by_ece, temperature_by_nll
 from test_metrics import ece_by_loop
@@ -84,3 +85,23 @@ def test_an_unknown_criterion_is_answered_with_the_known():
     with pytest.raises(ValueError, match="unknown criterion 'brier': expected one of ece, nll"):
         TemperatureScaling.fit(torch.zeros(60, 3), torch.arange(60) % 3, by="brier")
     assert np.isfinite(temperature_by_nll(torch.randn(60, 3), torch.arange(60) % 3))
+
+
+def test_logits_that_say_nothing_are_left_as_they_are():
+    assert temperature_by_nll(torch.zeros(60, 4), torch.arange(60) % 4) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("temperature", [1e-3, 3.0, 1e3])
+def test_rounding_never_changes_the_label(dtype, temperature):
+    z = torch.randn(500, 10, generator=torch.Generator().manual_seed(0)).mul(8).to(dtype)
+    top = z.argmax(1, keepdim=True)
+    near = torch.nextafter(z.gather(1, top), torch.full_like(z.gather(1, top), -torch.inf))
+    z = z.scatter(1, (top + 1) % 10, near)  # one step below the top
+    for output in ("logits", "probs"):
+        given = z if output == "logits" else z.float().softmax(1)
+        model = TemperatureScaling(Declared(nn.Identity(), "logits"), temperature=temperature)
+        model.output = output
+        shown = model(given)
+        assert bool(shown.isfinite().all())
+        assert torch.equal(shown.argmax(1), given.argmax(1))

@@ -273,3 +273,40 @@ def test_a_standard_objective_is_the_cross_entropy():
     model = small().eval()
     expected = F.cross_entropy(model(batch().images), batch().labels)
     torch.testing.assert_close(Standard().loss(model, batch(), 0, generator()), expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch": 5000}, "expected batch <= .*, the number of training images, but got 5000"),
+        ({"lr": float("inf")}, r"lr\n  Input should be a finite number"),
+        ({"objective": {"method": "trs"}}, "expected an ensemble of at least 2 members for the method trs"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_first_epoch(few_images, tmp_path, changed, message):
+    epochs = []
+    with pytest.raises(ValueError, match=message):
+        loop.train(quick(**changed), few_images, tmp_path / "out", report=epochs.append)
+    assert not epochs
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"channels": 3}, "expected a model that answers such images, but the model raised RuntimeError"),
+        ({"classes": 4}, "expected a network for the 10 classes of fashion-mnist, but fashion-resnet has 4"),
+    ],
+)
+def test_a_network_for_other_images_is_refused_before_the_first_epoch(
+    few_images, tmp_path, monkeypatch, network, message
+):
+    monkeypatch.setitem(loop.NETWORKS, "fashion-resnet", lambda: ResNet(widths=(4, 8), **network))
+    with pytest.raises(ValueError, match=message):
+        loop.train(quick(), few_images, tmp_path / "out")
+
+
+def test_the_accuracy_of_a_noisy_network_under_pgd_is_a_function_of_the_seed():
+    images = data.load("fashion-mnist", "attack")[:40]
+    task = Task.create(images.images, images.labels, images.ids, eps=16 / 255)
+    found = {robust_accuracy(models.load("fashion-pni"), task, steps=3) for _ in range(3)}
+    assert len(found) == 1

@@ -20,6 +20,7 @@ from queryfoil.models import MODELS
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.zoo import card
 from queryfoil.report import cells, page
+from queryfoil.report import reproduction as account
 from queryfoil.terminal import Display, console, errors, finished, plainly, results
 from queryfoil.train import loop, recipe
 
@@ -171,6 +172,24 @@ def report_command(
     rows = page.write(folder)
     results(rows, cells.subject(rows))
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+@app.command()
+@plainly
+def reproduction(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder with a folder of `queryfoil bench` for each plan.")
+    ],
+    out: Annotated[Path, typer.Option(help="Markdown file to write; figures go to images/reproduction beside it.")],
+) -> None:
+    """Write the account of a reproduction: the paper's claims, tables and figures, from what plans have recorded."""
+    found = Table(box=None, padding=(0, 2))
+    for heading in ("the paper's claim", "here"):
+        found.add_column(heading)
+    for judged in account.write(folder, out):
+        found.add_row(judged.claim, judged.verdict)
+    console.print(found)
+    console.print(f"account: {out.resolve()}", markup=False, soft_wrap=True)
 
 
 @app.command()

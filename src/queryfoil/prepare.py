@@ -16,6 +16,7 @@ from queryfoil.checks import lookup
 from queryfoil.chunks import Job
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES, tau_of
+from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.victim import Victim, classes_of
 from queryfoil.models.zoo import on_device
 from queryfoil.oracle import Model, answers
@@ -186,7 +187,8 @@ def clean_answers(model: Model, images: Images, seed: int) -> Tensor:
 
 
 def sources(plan: Plan, given: Folders | None) -> dict[str, str | Path | None]:
-    """The folder of each data set of a plan, None for what ships; ValueError for a missing or needless one."""
+    """The folder of each data set of a plan, None for what ships; ValueError for a needless one, or that lists all that
+    is missing, published weights too."""
     names = list(dict.fromkeys(cell.dataset for cell in plan.cells))
     if given is not None and not isinstance(given, Mapping):
         if len(names) > 1:
@@ -196,11 +198,21 @@ def sources(plan: Plan, given: Folders | None) -> dict[str, str | Path | None]:
         given = {names[0]: given}
     for name in given or {}:
         lookup(dict.fromkeys(names), name, "data set of the plan")
-    if missing := [name for name in names if name not in data.SLICES and name not in (given or {})]:
-        raise ValueError(
-            f"expected {DATASETS[missing[0]].holds}, for {missing[0]}, which does not ship with the library, but got "
-            f"none; pass it by --data {missing[0]}=FOLDER"
-        )
+    missing = [
+        f"expected {DATASETS[name].holds}, for {name}, which does not ship with the library, but got none; pass it by "
+        f"--data {name}=FOLDER"
+        for name in names
+        if name not in data.SLICES and name not in (given or {})
+    ]
+    for spec in dict.fromkeys(cell.model for cell in plan.cells if "=" in cell.model):
+        name, _, path = spec.partition("=")
+        if not any(Path(path + end).expanduser().is_file() for end in ("", ".0")):
+            published = PUBLISHED[name]
+            missing.append(
+                f"expected the weights of {name} at {path}, but there are none ({published.about}; {published.where})"
+            )
+    if missing:
+        raise ValueError("\n".join(missing))
     return {name: (given or {}).get(name) for name in names}
 
 

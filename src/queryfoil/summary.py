@@ -27,11 +27,12 @@ class CellResult:
         return self.cell.label
 
 
-def collect(folder: Store) -> tuple[Plan, list[CellResult]]:
-    """The finished cells of a folder, in the plan's order; ValueError that counts what is missing."""
+def collect(folder: Store, partly: bool = False) -> tuple[Plan, list[CellResult]]:
+    """The finished cells of a folder, in the plan's order; ValueError that counts what is missing, unless `partly`."""
     plan, keys = folder.plan()
     found = {cell.label: _read(cell, folder.cell(keys[cell.label]), folder) for cell in plan.cells}
-    if missing := [label for label, result in found.items() if result is None]:
+    missing = [label for label, result in found.items() if result is None]
+    if missing and not partly:
         raise ValueError(
             f"{len(missing)} of {len(plan.cells)} cells in {folder.folder} are not finished "
             f"({', '.join(missing)}); run `queryfoil bench` on this folder again"

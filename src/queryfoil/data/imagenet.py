@@ -1,6 +1,7 @@
 """ImageNet's validation images, chosen and resized as in the paper: one of each class, 224 x 224."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from queryfoil.data.listed import open_picture
 SIZE = 224
 SEED = 0
 CALIBRATION = 5  # images of each class
+CLASSES = 1000
+SYNSET = re.compile(r"n\d{8}")
 BATCH = 512  # a multiple of the oracle's micro-batch, so that scores do not depend on it
 
 
@@ -49,6 +52,10 @@ def _choose(folder: Path, split: str) -> list[Photo]:
     classes: dict[int, list[Photo]] = defaultdict(list)
     for photo in _photos(folder):
         classes[photo.label].append(photo)
+    if wrong := [label for label in classes if label >= CLASSES]:
+        raise ValueError(f"expected classes from 0 to {CLASSES - 1} in {folder}, but got {max(wrong)}")
+    if len(classes) < CLASSES:
+        raise ValueError(f"expected images of all {CLASSES} classes in {folder}, but got those of {len(classes)}")
     for label, photos in classes.items():
         if len(photos) < 1 + CALIBRATION:
             raise ValueError(
@@ -86,7 +93,13 @@ def _is_photo(path: Path) -> bool:
 
 
 def _synsets(paths: dict[str, Path]) -> dict[str, int]:
-    rank = {synset: rank for rank, synset in enumerate(sorted({path.parent.name for path in paths.values()}))}
+    folders = {path.parent.name: path.parent for path in paths.values()}
+    if wrong := sorted(name for name in folders if not SYNSET.fullmatch(name)):
+        raise ValueError(
+            f"expected folders named by synsets, such as n01440764, but got {folders[wrong[0]]}; a class is the rank "
+            "of its synset, so that another folder would shift them"
+        )
+    rank = {synset: rank for rank, synset in enumerate(sorted(folders))}
     return {name: rank[path.parent.name] for name, path in paths.items()}
 
 
@@ -95,8 +108,14 @@ def _read_list(root: Path, paths: dict[str, Path]) -> dict[str, int]:
     if path is None:
         raise FileNotFoundError(f"expected val.txt with lines NAME.JPEG CLASS in {root} or {root.parent}")
     labels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        name, _, label = line.strip().rpartition(" ")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected {path} as UTF-8, but {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().replace("\t", " ").rpartition(" ")
         if not label.isdecimal() or not name:
             raise ValueError(f"expected NAME.JPEG CLASS in line {number} of {path}, but got {line!r}")
         labels[name.strip()] = int(label)

@@ -1,6 +1,7 @@
 """What every data set gives: images, labels and ids; and NumPy files of arrays."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,5 +57,5 @@ def read_npz(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[st
             lookup(dict.fromkeys(arrays.files), name, f"array in {path}")
         try:
             return {name: torch.from_numpy(arrays[name]) for name in (*names, *optional) if name in arrays.files}
-        except (TypeError, zipfile.BadZipFile, ValueError) as error:
+        except (TypeError, zipfile.BadZipFile, zlib.error, ValueError) as error:
             raise ValueError(f"expected numbers in the arrays of {path}, but got others: {error}") from None

@@ -58,6 +58,14 @@ def _read_npz(path: Path) -> Pictures:
         )
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     ids = arrays.get("ids", torch.arange(len(images)))
+    for name, values in {"labels": arrays["labels"], "ids": ids, "targets": arrays.get("targets", ids)}.items():
+        if values.shape != images.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
+            raise ValueError(
+                f"expected {name} in {path} as an integer for each of the {len(images)} images, but got {values.dtype} "
+                f"{tuple(values.shape)}"
+            )
+    if len(set(ids.tolist())) < len(ids):
+        raise ValueError(f"expected each id once in {path}, but some repeat")
     marks = arrays.get("calibration")
     if marks is not None and (marks.shape != ids.shape or not bool(((marks == 0) | (marks == 1)).all())):
         raise ValueError(f"expected 1 or 0 for each image as calibration in {path}")

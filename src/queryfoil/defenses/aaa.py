@@ -17,7 +17,8 @@ class AAA(Defense):
     `model` maps images to scores (N, K) and declares what they are by an attribute `output`: "logits"
     (also without one), "log_probs" or "probs"; AAA returns the same kind. Probabilities are protected
     through their logarithm. The other arguments are those of `disguise`; `AAA.from_fit` takes them from
-    a `Fit`. Weights and mode of the model are never touched.
+    a `Fit`. Weights and mode of the model are never touched. Costs a few operations on the scores (under 2 % of a
+    small network's forward); with the solver "adam", `steps` forward and backward passes through them.
 
     >>> import torch
     >>> network = nn.Linear(4, 10)

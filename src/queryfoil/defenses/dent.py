@@ -1,12 +1,14 @@
 """DENT: dynamic inference (Wang et al., 2021)."""
 
+import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from queryfoil.checks import lookup
 from queryfoil.defenses.defense import Defense
@@ -14,9 +16,9 @@ from queryfoil.oracle import as_log_scores
 
 
 def tent(scores: Tensor) -> Tensor:
-    """Entropy of the probabilities, summed over rows (Wang et al., ICLR 2021)."""
+    """Entropy of the probabilities, summed over rows, over `BATCH` (Wang et al., ICLR 2021)."""
     log_p = scores.log_softmax(1)
-    return -(log_p.exp() * log_p).sum()
+    return -(log_p.exp() * log_p).sum() / BATCH
 
 
 def shot(scores: Tensor) -> Tensor:
@@ -24,6 +26,10 @@ def shot(scores: Tensor) -> Tensor:
     p = scores.softmax(1)
     mean = p.mean(0)
     return -(p * (p + 1e-5).log()).sum(1).mean() + (mean * (mean + 1e-5).log()).sum()
+
+
+BATCH = 128
+"""Images of a batch in the release, whose `tent` is a mean over them: a constant here, so that rows stay apart."""
 
 
 class Adam:
@@ -39,8 +45,11 @@ class Adam:
         self.step += 1
         self.first = self.beta1 * self.first + (1 - self.beta1) * gradient
         self.second = self.beta2 * self.second + (1 - self.beta2) * gradient.square()
-        corrected: Tensor = (self.second / (1 - self.beta2**self.step)).sqrt() + self.eps
-        return self.lr / (1 - self.beta1**self.step) / corrected
+        return self.lr / (1 - self.beta1**self.step) / self.spread()
+
+    def spread(self) -> Tensor:
+        """What a learning rate is divided by: the root of the mean square of the gradients, about."""
+        return (self.second / (1 - self.beta2**self.step)).sqrt() + self.eps
 
     def __call__(self, values: Tensor, gradient: Tensor) -> Tensor:
         rates = self.rates(gradient)  # which also moves the first moment
@@ -55,6 +64,10 @@ class AdaMod(Adam):
     def __init__(self, values: Tensor) -> None:
         super().__init__(values)
         self.mean = torch.zeros_like(values)
+
+    def spread(self) -> Tensor:
+        spread: Tensor = self.second.sqrt() + self.eps  # eps before the correction, as in its release
+        return spread / math.sqrt(1 - self.beta2**self.step)
 
     def rates(self, gradient: Tensor) -> Tensor:
         rates = super().rates(gradient)
@@ -74,9 +87,9 @@ class DENT(Defense):
 
     loss: "tent", with Adam at a learning rate of 0.001, as the paper has it; or "shot", with AdaMod at 0.006, as
     DENT's own release has it: its term for diversity ties the images of a batch together, so that it is
-    not rowwise, and runs on all images at once.
+    not rowwise. It fades as images are finished: one that is asked alone is not adapted at all.
 
-    One call at a time: it works by hooks on the model's layers, which are gone when it returns.
+    One call at a time, others wait: it puts other batch norms in the model's place until it returns.
     """
 
     def __init__(self, model: nn.Module, *, loss: str = "tent", steps: int = 6) -> None:
@@ -86,28 +99,39 @@ class DENT(Defense):
             raise ValueError(f"expected steps as an integer >= 0, but got {steps!r}")
         if not _adapted(model):
             raise ValueError("expected a network with BatchNorm2d that has scale and shift, but it has none")
-        self.loss, self.steps = loss, steps
+        if inside := [type(m).__name__ for m in model.modules() if isinstance(m, DENT) or _is_post_processed(m)]:
+            raise ValueError(
+                f"expected a network that DENT can adapt through its scores, but {inside[0]} stands between; put "
+                f"{inside[0]} around DENT"
+            )
+        self.loss, self.steps, self._turn = loss, steps, Turn()
         self.rowwise = self.rowwise and loss == "tent"
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, K) after adaptation."""
         loss, optimizer = LOSSES[self.loss]
         layers = _adapted(self.model)
-        with torch.inference_mode(False), torch.enable_grad():
+        with self._turn.lock, torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone()
-            # scale and shift of all layers, one row an image: (N, 2 C_1 + 2 C_2 + ...)
+            # scale and shift of all layers, one row an image: (N, 2 C_1 + 2 C_2 + ...), in single precision at least
             start = torch.cat([p.detach().clone() for layer in layers for p in (layer.weight, layer.bias)])
-            values = start.repeat(len(x), 1)
+            values = start.to(torch.promote_types(start.dtype, torch.float32)).repeat(len(x), 1)
             update = optimizer(values)
             for _ in range(self.steps):
                 values.requires_grad_()
                 with _affine(layers, values):
-                    # differs from the release: a sum over rows, not a mean, so that rows stay apart to the last bit
-                    (gradient,) = torch.autograd.grad(loss(as_log_scores(self.model(x), self.output)), values)
+                    (gradient,) = torch.autograd.grad(loss(self._scores(x)), values)
                 values = update(values.detach(), gradient)
-        with torch.no_grad(), _affine(layers, values):
-            scores: Tensor = self.model(x)
+            with torch.no_grad(), _affine(layers, values):
+                scores: Tensor = self.model(x)
         return scores
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """Log-scores (N, K) in single precision at least; ValueError if they do not depend on the batch norms."""
+        scores = as_log_scores(self.model(x), self.output)
+        if not scores.requires_grad:
+            raise ValueError("expected a network whose scores have gradients, but its forward turns them off")
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _adapted(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -116,25 +140,39 @@ def _adapted(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in found if module.affine and module.track_running_stats]
 
 
+class Turn:
+    """A lock that copies of a module do not share, and files do not hold."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Turn":
+        return Turn()
+
+    def __reduce__(self) -> tuple[type["Turn"], tuple[()]]:
+        return Turn, ()
+
+
+def _is_post_processed(module: nn.Module) -> bool:
+    return any(kind.__name__ == "AAA" for kind in type(module).__mro__)
+
+
 @contextmanager
 def _affine(layers: list[nn.BatchNorm2d], values: Tensor) -> Iterator[None]:
     """Within the block, batch norms take scale and shift from the rows of `values` (N, ...), statistics as trained."""
-    handles: list[RemovableHandle] = []
     at = 0
     for layer in layers:
         channels = layer.num_features
         scale, shift = values[:, at : at + channels], values[:, at + channels : at + 2 * channels]
         at += 2 * channels
 
-        def adapted(
-            module: nn.BatchNorm2d, given: tuple[Tensor], _: Tensor, scale: Tensor = scale, shift: Tensor = shift
-        ) -> Tensor:
-            normal = F.batch_norm(given[0], module.running_mean, module.running_var, eps=module.eps)
-            return normal * scale[:, :, None, None] + shift[:, :, None, None]
+        def adapted(x: Tensor, layer: nn.BatchNorm2d = layer, scale: Tensor = scale, shift: Tensor = shift) -> Tensor:
+            normal = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+            return normal * scale[:, :, None, None].to(x) + shift[:, :, None, None].to(x)
 
-        handles.append(layer.register_forward_hook(adapted))
+        layer.forward = adapted  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            del layer.forward

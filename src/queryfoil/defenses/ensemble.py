@@ -23,7 +23,7 @@ class Ensemble(nn.Module):
     """
 
     output = "log_probs"
-    rowwise = True
+    keeps_label = False
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -34,6 +34,7 @@ class Ensemble(nn.Module):
             if getattr(member, "output", "logits") != "logits":
                 raise ValueError(f"expected members that give logits, but one gives {member.output}")
         self.deterministic = all(getattr(member, "deterministic", True) for member in self.members)
+        self.rowwise = all(getattr(member, "rowwise", True) for member in self.members)
         self.training = self.members[0].training
 
     def forward(self, x: Tensor) -> Tensor:

@@ -99,8 +99,8 @@ class TotalVariation(Defense):
 
     Each pixel is kept with probability `keep`, anew at each call. The image z that is classified minimizes
     sum over kept pixels (z - x)^2 / 2 + `weight` TV(z), TV the sum of the lengths of z's gradient in each channel,
-    smoothed near 0. `steps` steps of gradient descent with momentum; Guo et al. use another solver for the same. Costs
-    about as much as a forward pass of a small network.
+    smoothed near 0; `steps` steps of gradient descent with momentum go towards it from x (after 50, a third of the
+    change is left), where Guo et al. use another solver. Costs about as much as a forward pass of a small network.
     """
 
     deterministic = False

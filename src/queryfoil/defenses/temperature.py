@@ -57,15 +57,21 @@ class TemperatureScaling(Defense):
         return cls(model, temperature=fit.temperature)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores (N, K)."""
-        return from_log_scores(as_log_scores(self.model(x), self.output) / self.temperature, self.output)
+        """Scores (N, K), in single precision at least, as the division could tie the top two otherwise."""
+        scores = as_log_scores(self.model(x), self.output)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        top = scores.argmax(-1, keepdim=True)
+        shown = from_log_scores(scores.double() / self.temperature, self.output).to(scores)
+        others = shown.scatter(-1, top, -torch.inf).amax(-1, keepdim=True)
+        above = torch.nextafter(others, torch.full_like(others, torch.inf))  # rounded to a tie, the label would change
+        return shown.scatter(-1, top, torch.maximum(shown.gather(-1, top), above))
 
 
 def temperature_by_nll(logits: Tensor, labels: Tensor) -> float:
     """The temperature of the lowest negative log-likelihood on held-out logits (N, K) and labels (N,).
 
     That is convex in 1 / T; its slope is halved to a relative width of 1e-6, from 0.001 to 1000. A network that is
-    always right gets 0.001, one without any information 1000.
+    always right gets 0.001, one that is always wrong 1000, and one whose logits are all equal 1.
     """
     check_held_out(logits, labels)
     z = logits.double()
@@ -75,6 +81,8 @@ def temperature_by_nll(logits: Tensor, labels: Tensor) -> float:
         """Of the negative log-likelihood, in 1 / T."""
         return float(((z * inverse).softmax(1).mul(z).sum(1) - right).mean())
 
+    if bool((z == z[:, :1]).all()):
+        return 1.0
     low, high = math.log(1 / TO), math.log(1 / FROM)
     while high - low > 1e-6:
         middle = (low + high) / 2

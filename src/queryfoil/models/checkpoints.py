@@ -6,12 +6,14 @@ stand-in for all others.
 
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -50,12 +52,21 @@ def load(name: str, path: str | Path, device: str | torch.device = "cpu") -> nn.
     """
     published = lookup(PUBLISHED, name, "published network")
     path = Path(path).expanduser()
-    state = load_file(path) if path.suffix == ".safetensors" else published.read(path)
+    state = _safetensors(path) if path.suffix == ".safetensors" else published.read(path)
     with torch.random.fork_rng(devices=[]):
         model = published.build()
     _check(state, model.state_dict(), path, name)
     model.load_state_dict(state, strict=False)  # all but counters of batches, which old files lack
     return on_device(model.eval().requires_grad_(False), device)
+
+
+def _safetensors(path: Path) -> State:
+    if not path.is_file():
+        raise ValueError(f"expected a file of weights at {path}, but there is none")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"expected a file of weights (.safetensors) at {path}, but it is damaged: {error}") from None
 
 
 def _check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:
@@ -68,8 +79,10 @@ def _check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
         )
     for key, value in state.items():
         if value.shape != wanted[key].shape:
+            layerwise = "; these are layer-wise strengths of PNI" if key.endswith(".alpha") and len(value) == 1 else ""
             raise ValueError(
                 f"expected {key} {tuple(wanted[key].shape)} in {path}, as {name} has it, but got {tuple(value.shape)}"
+                + layerwise
             )
 
 
@@ -177,11 +190,14 @@ def feature_denoising(path: Path) -> State:
     """TensorFlow's variables in a NumPy file: kernels as (height, width, in, out), the last layer as (in, out)."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"expected a NumPy file (.npz) of weights at {path}, but there is none, or it is damaged")
-    with np.load(path, allow_pickle=False) as arrays:
-        loaded = {name: arrays[name] for name in arrays.files}
-    if not all(isinstance(values, np.ndarray) for values in loaded.values()):
-        raise ValueError(f"expected a NumPy file (.npz) of weights at {path}, but it holds other things than arrays")
-    return from_tensorflow({name: torch.from_numpy(values) for name, values in loaded.items()})
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            loaded = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        return from_tensorflow(loaded)
+    except (TypeError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"expected a NumPy file (.npz) of weights at {path}, but it holds other things than their arrays: {error}"
+        ) from None
 
 
 def from_tensorflow(raw: Mapping[str, Tensor]) -> State:
@@ -271,7 +287,8 @@ PUBLISHED: dict[str, Published] = {
         "CIFAR-10, three ResNet-20 trained to differ (TRS)",
         lambda: Ensemble(ResNet(**RESNET_20, normalize=TRS_CIFAR) for _ in range(3)),
         trs,
-        "not published; its training writes PATH.0, PATH.1 and PATH.2, of which PATH is given",
+        "not published: `queryfoil train cifar10-trs` writes TRS.safetensors; the release's training writes PATH.0, .1 "
+        "and .2, of which PATH is given",
     ),
 }
 """Name to network and format of weights that others published."""

@@ -28,6 +28,7 @@ class Thermometer(nn.Module):
     """
 
     output = "logits"
+    deterministic, keeps_label, rowwise = True, False, True
 
     def __init__(self, network: Callable[..., nn.Module], *, levels: int = 16, channels: int = 3) -> None:
         super().__init__()

@@ -110,12 +110,14 @@ def subject(rows: list[Row]) -> str:
 
 def setting(row: Row) -> str:
     """One line that says what was attacked, and how."""
+    return f"{attack_setting(row)}, {row['model']} on {row['dataset']}, seed {row['seed']}, n = {row['n']}"
+
+
+def attack_setting(row: Row) -> str:
+    """One line that says how something was attacked."""
     goal = "targeted" if row["targeted"] else "untargeted"
     norm = {"linf": "L-inf", "l2": "L2"}[row["norm"]]
     eps = f"{row['eps'] * 255:g}/255" if row["norm"] == "linf" else f"{row['eps']:g}"
     hyper = ", ".join(f"{k} {v}" for k, v in row["hyper"].items())
     seen = "sees labels alone" if row["loss"] is None else f"loss {row['loss']}"
-    return (
-        f"{row['attack']} ({hyper}), {seen}, {goal}, {norm} eps {eps}, budget {row['budget']} queries, "
-        f"{row['model']} on {row['dataset']}, seed {row['seed']}, n = {row['n']}"
-    )
+    return f"{row['attack']} ({hyper}), {seen}, {goal}, {norm} eps {eps}, budget {row['budget']} queries"

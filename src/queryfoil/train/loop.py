@@ -17,6 +17,7 @@ from queryfoil import data, files, metrics, rng
 from queryfoil.checks import lookup
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.resnet import initialize
+from queryfoil.models.victim import classes_of
 from queryfoil.models.zoo import MODELS, on_device
 from queryfoil.oracle import answers
 from queryfoil.task import Task
@@ -59,11 +60,14 @@ def train(
     """
     builder = lookup(NETWORKS, recipe.name, "model")
     lookup(PGD, recipe.dataset, "data set for training")
+    Path(out).mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         model = builder()
+    recipe.objective.check(model)
     initialize(model, torch.Generator().manual_seed(recipe.seed))
     on_device(model, device)
     train_set, test_set = (data.load(recipe.dataset, split, folder) for split in ("train", "test"))
+    _check_fit(model, train_set, recipe, device)
     optimizer = _optimizer(model, recipe)
     resume = Path(out) / f"{recipe.name}.resume.safetensors"
     log = _restore(resume, recipe, model, optimizer) if resume.exists() else []
@@ -74,6 +78,18 @@ def train(
         _save_resume(resume, recipe, model, optimizer, log)
         report(Epoch(epoch + 1, recipe.epochs, loss, accuracy))
     return _finish(model, test_set, recipe, folder, Path(out), resume, log)
+
+
+def _check_fit(model: nn.Module, train_set: data.Images, recipe: Recipe, device: str) -> None:
+    """ValueError unless the network answers such images, for all their classes, and a batch is no larger than all."""
+    if recipe.batch > len(train_set):
+        raise ValueError(f"expected batch <= {len(train_set)}, the number of training images, but got {recipe.batch}")
+    classes = classes_of(model.eval(), train_set[:2].to(device), recipe.seed)
+    if int(train_set.labels.max()) >= classes:
+        raise ValueError(
+            f"expected a network for the {int(train_set.labels.max()) + 1} classes of {recipe.dataset}, but "
+            f"{recipe.name} has {classes}"
+        )
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -157,15 +173,20 @@ def _restore(path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.opti
         with safe_open(path, "pt") as file:
             meta = file.metadata()
         tensors = load_file(path)
-    except SafetensorError as error:
+        theirs, log = json.loads(meta["recipe"]), list(json.loads(meta["log"]))
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to start the training anew") from None
-    if meta["recipe"] != recipe.model_dump_json():
+    ours = json.loads(recipe.model_dump_json())
+    if any(theirs.get(name) != value for name, value in ours.items() if name not in ("notes", "about")):
         raise ValueError(f"{path} belongs to another recipe; remove it or choose another output folder")
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    try:
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    except RuntimeError:
+        raise ValueError(f"{path} is of another network; remove it to start the training anew") from None
     state = optimizer.state_dict()
     momenta = {int(k[9:]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum.")}
     optimizer.load_state_dict({**state, "state": momenta})
-    return list(json.loads(meta["log"]))
+    return log
 
 
 def _finish(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from queryfoil.checks import lookup
 from queryfoil.data import Images
 from queryfoil.models import zoo
 from queryfoil.plan import Number
@@ -22,6 +23,10 @@ class Objective(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def check(self, model: nn.Module) -> None:
+        """ValueError for a network that cannot be trained so, before the data are read."""
+        return
 
 
 class Standard(Objective):
@@ -79,6 +84,9 @@ class Helper(Ball):
     gamma: float = Field(ge=0)
     teacher: str
 
+    def check(self, model: nn.Module) -> None:
+        lookup(zoo.MODELS, self.teacher, "teacher")
+
     def loss(self, model: nn.Module, batch: Images, epoch: int, generator: torch.Generator) -> Tensor:
         model.eval()
         with torch.no_grad():
@@ -97,6 +105,14 @@ class Helper(Ball):
         return F.cross_entropy(scores, batch.labels) + self.beta * kept + self.gamma * F.cross_entropy(helped, label)
 
 
+def _members(model: nn.Module) -> nn.ModuleList:
+    """The members of an ensemble; ValueError for another network."""
+    members = getattr(model, "members", None)
+    if not isinstance(members, nn.ModuleList) or len(members) < 2:
+        raise ValueError("expected an ensemble of at least 2 members for the method trs, but got another network")
+    return members
+
+
 class TRS(Objective):
     """TRS, on an ensemble: members whose gradients are small and point elsewhere (Yang et al., NeurIPS 2021).
 
@@ -110,10 +126,11 @@ class TRS(Objective):
     smoothness: float = Field(default=2.0, ge=0)
     scale: float = Field(default=5.0, ge=0)
 
+    def check(self, model: nn.Module) -> None:
+        _members(model)
+
     def loss(self, model: nn.Module, batch: Images, epoch: int, generator: torch.Generator) -> Tensor:
-        members = getattr(model, "members", None)
-        if members is None or len(members) < 2:
-            raise ValueError("expected an ensemble of at least 2 members for the method trs, but got another network")
+        members = _members(model)
         x = batch.images.detach().requires_grad_()
         losses = [F.cross_entropy(member(x), batch.labels) for member in members]
         gradients = [torch.autograd.grad(loss, x, create_graph=True)[0].flatten(1) for loss in losses]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from queryfoil import rng
 from queryfoil.task import Task, length
 
 
@@ -45,16 +46,17 @@ def pgd(
 def robust_accuracy(model: nn.Module, task: Task, steps: int = 20, seed: int = 0, micro_batch: int = 250) -> float:
     """Share of the task's images that are right before and after `pgd` with steps of 2.5 eps / steps.
 
-    A randomized network draws its noise anew at each call.
+    A randomized network draws its noise anew at each call, as a function of the task's seed.
     """
     generator = torch.Generator().manual_seed(seed)
     right = 0
     with evaluating(model):
         for start in range(0, len(task.images), micro_batch):
             part = task.rows(slice(start, start + micro_batch))
-            x = pgd(model, part, steps, 2.5 * task.eps / steps, generator)
-            with torch.no_grad():
-                stands = (model(part.images).argmax(1) == part.labels) & (model(x).argmax(1) == part.labels)
+            with rng.rows(task.seed, part.ids, torch.zeros_like(part.ids)):
+                x = pgd(model, part, steps, 2.5 * task.eps / steps, generator)
+                with torch.no_grad():
+                    stands = (model(part.images).argmax(1) == part.labels) & (model(x).argmax(1) == part.labels)
             right += int(stands.sum())
     return right / len(task.images)
 

@@ -23,9 +23,9 @@ class Recipe(BaseModel):
     seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch: int = Field(ge=2)
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, allow_inf_nan=False)
     momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
     shift: int = Field(ge=0)
     flip: bool
     objective: AnyObjective = Standard()

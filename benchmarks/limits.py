@@ -1,0 +1,64 @@
+"""What AAA does not stop (the paper, section 6): an attacker who has the network, and one who has another.
+
+White-box: 20 steps of PGD on the undefended network itself. Transfer: the same on another network. Each image is then
+shown to the network, undefended and behind AAA-linear (as in the plan table2), and to the network beside it that is
+adversarially trained. Accuracy left, with 95 % intervals.
+
+python benchmarks/limits.py [--n 300] [--out FILE.json]
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from queryfoil import files, metrics, models, plan, provenance
+from queryfoil.oracle import answers, quantize
+from queryfoil.prepare import Prepared, Supplies
+from queryfoil.train.pgd import pgd
+
+STEPS = 20
+ATTACKERS = {"white-box": "fashion-wrn", "transfer": "fashion-resnet"}
+DEFENSES = ("None", "AAA-linear", "AAA-linear, fitted", "AT")
+
+
+def left(p: Prepared, x: torch.Tensor) -> tuple[float, metrics.Interval]:
+    """Accuracy of a prepared cell's model on images x (N, C, H, W), and its interval."""
+    scores = answers(p.model, x, p.task.ids, torch.ones_like(p.task.ids))
+    right = int((p.task.margin(scores) > 0).sum())
+    return right / len(x), metrics.wilson(right, len(x))
+
+
+def main() -> None:
+    """Print a line for each attacker and defense, and write all to a JSON file if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    supplies = Supplies({}, "cpu")
+    cells = {
+        cell.place["defense"]: supplies.prepare(cell.model_copy(update={"n": chosen.n}))
+        for cell in plan.read("table2").cells
+        if cell.place["network"] == "WideResNet-28" and cell.place["attack"] == "Square"
+    }
+    task = cells["None"].task
+    rows: list[dict[str, Any]] = []
+    for attacker, name in {"nobody": None, **ATTACKERS}.items():
+        x = task.images
+        if name is not None:
+            generator = torch.Generator().manual_seed(0)
+            x = quantize(pgd(models.load(name), task, STEPS, 2.5 * task.eps / STEPS, generator))
+        for defense in DEFENSES:
+            share, interval = left(cells[defense], x)
+            row = {"attacker": attacker, "network": name, "defense": defense, "accuracy": share}
+            rows.append(row | {"interval": interval, "n": chosen.n, "eps": task.eps, "steps": STEPS, "seed": 0})
+            print(f"{attacker:10} {defense:20} {100 * share:5.1f} %", flush=True)
+    if chosen.out:
+        content = {"rows": rows, "versions": provenance.versions()}
+        files.write_text(chosen.out, json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
