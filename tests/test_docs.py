@@ -117,3 +117,16 @@ def test_every_objective_and_its_settings_are_in_the_guide(objective: Any) -> No
     text = (ROOT / "docs/train-a-network.md").read_text(encoding="utf-8")
     assert f"`{objective.model_fields['method'].default}`" in text
     assert all(f"`{name}`" in text for name in objective.model_fields if name != "method")
+
+
+def test_the_plan_of_the_guide_to_the_paper_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+    (tmp_path / "own.toml").write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)[0])
+    assert [cell.place["tau"] for cell in plan.read(tmp_path / "own.toml").cells] == ["2", "6", "2", "6"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in shipped() if plan.read(name).scale and not name.startswith("figure")]
+)
+def test_every_table_of_the_paper_is_in_its_guide(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")

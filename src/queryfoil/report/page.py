@@ -17,8 +17,7 @@ from queryfoil.store import Store
 
 LIMITS = (
     "These attacks minimize what they are shown and do not know the defense. AAA protects scores against such "
-    "attackers; it leaves the network and its adversarial examples as they are. Attackers who search in the opposite "
-    "direction, who know the curve, or who use the label alone are not stopped by it and are not part of this table."
+    "attackers; it leaves the network and its adversarial examples as they are."
 )
 
 
@@ -48,6 +47,16 @@ def write(folder: str | Path) -> list[Row]:
     return rows
 
 
+def limits(rows: list[Row]) -> str:
+    """What the attacks of a table do not cover."""
+    left_out = ["who know the curve"]
+    if all(row["accept"] == "greedy" for row in rows):
+        left_out.insert(0, "who search in the opposite direction")
+    if all(row["loss"] is not None for row in rows):
+        left_out.append("who use the label alone")
+    return f"{LIMITS} Attackers {' or '.join(left_out)} are not stopped by it and are not part of this table."
+
+
 def headline(rows: list[Row]) -> str:
     """The result in a sentence, best and worst alike."""
     budgets = {row["budget"] for row in rows}
@@ -72,7 +81,7 @@ def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str:
         lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (row["label"], *texts)) + " |")
     lines += ["", "In brackets: 95 % interval and number of images.", ""]
     lines += [f"- {c.heading}: {c.meaning}" for c in columns]
-    lines += ["", *(f"- {line}" for line in _settings(rows)), "", LIMITS, ""]
+    lines += ["", *(f"- {line}" for line in _settings(rows)), "", limits(rows), ""]
     return "\n".join(lines)
 
 
@@ -89,7 +98,7 @@ def html(plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.She
         subject=cells.subject(rows),
         columns=cells.columns(rows),
         rows=[(row, cells.entries(row, cells.points(rows))) for row in rows],
-        limits=LIMITS,
+        limits=limits(rows),
         pictures=pictures,
         settings=_settings(rows),
         versions=_versions(rows),
