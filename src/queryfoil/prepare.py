@@ -69,6 +69,7 @@ class Supplies:
         self.source = functools.cache(self._source)
         self._networks: dict[str, Victim] = {}
         self._stacks: dict[str, Stack] = {}
+        self._answered: dict[tuple[int, str, int], tuple[Tensor, Tensor]] = {}
 
     def prepare(self, cell: Cell) -> Prepared:
         """Load data and network, fit and stack the defenses, and name the cell by all that decides its result."""
@@ -140,7 +141,13 @@ class Supplies:
         return model.eval(), tuple(fitted)
 
     def _held_out(self, model: Model, cell: Cell) -> tuple[Tensor, Tensor]:
-        """A model's scores of the calibration images, and their labels."""
+        """A model's scores of the calibration images, and their labels; it is asked once for all that is fitted."""
+        asked = (id(model), cell.dataset, cell.seed)
+        if asked not in self._answered:
+            self._answered[asked] = self._calibration(model, cell)
+        return self._answered[asked]
+
+    def _calibration(self, model: Model, cell: Cell) -> tuple[Tensor, Tensor]:
         # part by part: the calibration images of ImageNet are 3 GB, their scores 20 MB
         parts = [
             (clean_answers(model, part.to(self.device), cell.seed), part.labels.to(self.device))
