@@ -329,7 +329,7 @@ def test_what_is_wrong_is_said_before_a_query_and_a_file(tmp_path: Path, changed
             {"images": np.zeros((2, 1, 8, 8), np.uint8), "labels": [0, 10]},
             "expected labels in 0..9, as the model has 10",
         ),
-        ({"images": np.zeros((2, 1, 8, 8), np.uint8), "labels": [0.0, 1.0]}, "expected labels as an integer tensor"),
+        ({"images": np.zeros((2, 1, 8, 8), np.uint8), "labels": [0.0, 1.0]}, "as an integer for each of the 2 images"),
         ({"images": np.zeros((2, 1, 8, 8), np.uint8), "labels": [0, 1], "ids": [3, 3]}, "expected each id once"),
         (
             {"images": np.full((2, 1, 8, 8), 7, np.float32), "labels": [0, 1]},
