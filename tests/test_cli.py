@@ -107,6 +107,10 @@ def test_fit_reads_logits_and_writes_a_fit(tmp_path: Path) -> None:
     result = call("fit", tmp_path / "logits.npz", "--out", tmp_path / "fit.json", "--tau", 2)
     assert result.exit_code == 0, result.output
     assert Fit.load(tmp_path / "fit.json").tau == 2
+    lowest = call("fit", tmp_path / "logits.npz", "--out", tmp_path / "lowest.json", "--tau", 2, "--rule", "lowest")
+    assert lowest.exit_code == 0, lowest.output
+    assert Fit.load(tmp_path / "lowest.json").rule == "lowest"
+    assert Fit.load(tmp_path / "lowest.json").ece <= Fit.load(tmp_path / "fit.json").ece
     np.savez(tmp_path / "wrong.npz", logit=logits.numpy(), labels=held_out.labels.numpy())
     assert "did you mean 'logit'" in call("fit", tmp_path / "wrong.npz", "--out", tmp_path / "fit.json").stderr
 

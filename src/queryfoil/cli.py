@@ -227,17 +227,27 @@ def train(
 @plainly
 def fit(
     logits: Annotated[
-        Path, typer.Argument(help="A NumPy file (.npz) with arrays `logits` (N, K) and `labels` (N,), held out.")
+        Path,
+        typer.Argument(
+            help="A NumPy file (.npz) with arrays `logits` (N, K) and `labels` (N,), held out; of a model that gives "
+            "probabilities, their logarithms."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="JSON file to write; `Fit.load` and `AAA.from_fit` read it.")],
     curve: Annotated[str, typer.Option(help="linear or sine.")] = "linear",
     tau: Annotated[float | None, typer.Option(help="Period in units of logits; found if left out.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Reverse step; the paper's if left out.")] = None,
     beta: Annotated[float, typer.Option(help="Weight of calibration.")] = 5.0,
+    solver: Annotated[str, typer.Option(help="exact, or adam as in the paper.")] = "exact",
+    rule: Annotated[
+        str, typer.Option(help="Which temperature: nearest (to 1, of the good ones) or lowest (ECE), as in the paper.")
+    ] = "nearest",
 ) -> None:
     """Fit AAA to a model's held-out logits: temperature, and tau if it is left out."""
     held_out = read_npz(logits, "logits", "labels")
-    found = fit_logits(held_out["logits"], held_out["labels"], curve=curve, tau=tau, alpha=alpha, beta=beta)
+    found = fit_logits(
+        held_out["logits"], held_out["labels"], curve=curve, tau=tau, alpha=alpha, beta=beta, solver=solver, rule=rule
+    )
     found.save(out)
     console.print(
         f"{out}: tau {found.tau:g}, temperature {found.temperature:g}; "
@@ -263,10 +273,11 @@ def list_command() -> None:
         "plans": {k: plan.read(k).about for k in plan.shipped()},
     }
     for kind, entries in groups.items():
-        table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        console.print(kind, style="bold")
+        width = max(map(len, entries))
         for name, about in entries.items():
-            table.add_row(name, about)
-        console.print(table, "")
+            console.print(f"  {name:{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
+        console.print()
 
 
 def _first_line(thing: Any) -> str:
