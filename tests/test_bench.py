@@ -430,3 +430,29 @@ def test_a_defense_that_ties_images_together_runs_on_all_at_once_and_any_may_be_
     assert found["n"] == 1000
     assert 0.5 < found["temperature"] < 3
     assert row["labels_changed"] == 0
+
+
+def test_two_cells_of_one_hash_are_attacked_once(small: Path, tmp_path: Path) -> None:
+    one = plan.read(small).cells[0]
+    twice = plan.read(small).model_copy(update={"cells": (one, one.model_copy(update={"label": "again"}))})
+    seen: list[Progress] = []
+    assert bench.bench(twice, tmp_path, report=seen.append).left == 0
+    rows = without_times(tmp_path)
+    assert rows[0]["cell"] == rows[1]["cell"]
+    assert seen[-1].queries == rows[0]["queries_total"]
+
+
+def test_the_time_of_fewer_images_is_their_part(small: Path, finished: Path, tmp_path: Path) -> None:
+    cell = store.Store(finished).cell(next((finished / "cells").iterdir()).name)
+    whole, part = cell.attacked(), cell.attacked(5)
+    queries = [sum(t.column("queries").to_pylist()) for t in (part, whole)]
+    assert store.seconds(part) == pytest.approx(store.seconds(whole) * queries[0] / queries[1], abs=2e-3)
+
+
+def test_a_plan_without_its_shared_folder_says_so(small: Path, tmp_path: Path) -> None:
+    bench.bench(plan.read(small), tmp_path / "out", share=tmp_path / "shared", time_limit=0)
+    (tmp_path / "shared").rename(tmp_path / "moved")
+    with pytest.raises(
+        FileNotFoundError, match=r"expected the cells of .*out in .*shared, but there is no such folder"
+    ):
+        page.write(tmp_path / "out")

@@ -108,7 +108,7 @@ def test_a_plan_of_two_data_sets_names_their_folders(tmp_path: Path) -> None:
     ("more", "arguments", "message"),
     [
         ("", [], "for cifar10, which does not ship with the library, but got none; pass it by --data cifar10=FOLDER"),
-        ("", ["--data", "nowhere"], "expected test_batch or test_batch.bin of CIFAR-10 in nowhere"),
+        ("", ["--data", "nowhere"], "for cifar10, in nowhere, but there is no such folder or file"),
         ("", ["--data", "cifar=cifar"], "unknown data set of the plan 'cifar'"),
         ("", ["--data", "fashion-mnist=x", "--data", "cifar10=cifar"], "unknown data set of the plan 'fashion-mnist'"),
         ("", ["--data", "cifar10="], "expected one folder, or NAME=FOLDER for each data set once, but got 'cifar10='"),

@@ -125,3 +125,30 @@ def test_the_scale_paper_lists_all_that_is_missing_before_anything_runs(tmp_path
     ):
         assert text in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[axis.odd]\nx = 5\n", "expected tables for x, but got 5"),
+        ("[scale]\nsmall = 5\n", "expected tables for axis, but got 5"),
+        ('[layout]\ncolumns = "colour"\n', "unknown axis of the layout 'colour'"),
+        ('[layout]\ncolumns = "curve"\nat = [10]\n', "expected at <= the budget of every cell, but got 10"),
+        ('[layout]\ncolumns = "curve"\nours = "linear"\nat = [9]\n', "unknown column of the layout 'linear'"),
+        ('[layout]\ncolumns = "curve"\nat = [9]\n', "expected one cell for each row and column of the layout"),
+        (
+            '[layout]\ncolumns = "curve"\nrows = ["network"]\nover = "seed"\nat = [9]\n'
+            '[paper]\na = { none = "39,38" }\n',
+            "expected the paper's numbers as '39.38' or '39.38 / 0.09', but got '39,38'",
+        ),
+        ('[paper]\na = { none = "39" }\n', "the paper's numbers are shown by a layout"),
+    ],
+)
+def test_a_wrong_layout_is_refused_before_anything_runs(tmp_path: Path, more: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, OWN + more)
+
+
+def test_a_name_that_means_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown name in this cell 'own'"):
+        read(tmp_path, OWN.replace('own = "fashion-resnet"', 'own = "{own}"'))

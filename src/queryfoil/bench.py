@@ -47,7 +47,7 @@ def bench(
     prepared = [supplies.prepare(cell) for cell in plan.cells]
     stores = [folder.cell(p.key) for p in prepared]
     chunks = Chunks(prepared, stores, chunk, time_limit, report, keep_images)
-    folder.claim(plan, {p.label: p.key for p in prepared})
+    folder.claim(plan, {p.label: p.key for p in prepared}, {p.label: [p.shown, p.undefended] for p in prepared})
     with space(out):
         for number, (p, s) in enumerate(zip(prepared, stores, strict=True)):
             s.write_json(_describe(p))
@@ -62,13 +62,12 @@ def bench(
 def _describe(p: Prepared) -> dict[str, Any]:
     return {
         "cell": p.key,
-        "shown": p.shown,
-        "undefended": p.undefended,
         "settings": p.cell.settings(),
         "fitted": p.fitted,
         "hyper": settings(p.attack),
         "deterministic": bool(getattr(p.model, "deterministic", True)),
         "model": p.network.identity,
+        "code": p.code,
     }
 
 
@@ -87,7 +86,8 @@ def _trace(p: Prepared, s: CellStore) -> None:
     that the attacker does not see comes from an uncounted replay of its queries. Only for attacks with the rule
     `greedy`, which have a current point that goes down.
     """
-    stored = s.read("trace", table.TRACE)
+    name = table.trace_file(p.cell.n)
+    stored = s.read(name, table.TRACE)
     if len(table.traced(stored)) >= p.cell.trace:
         return
     if settings(p.attack).get("accept") != "greedy":
@@ -108,7 +108,7 @@ def _trace(p: Prepared, s: CellStore) -> None:
             )
             columns = [[path] * len(x), ids.cpu().numpy(), queries.cpu().numpy(), true, shown]
             parts.append(pa.table(columns, schema=table.TRACE))
-    s.write("trace", pa.concat_tables(parts))
+    s.write(name, pa.concat_tables(parts))
 
 
 def _images_sent(p: Prepared, model: Model, task: Task) -> Tensor:

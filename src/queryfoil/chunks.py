@@ -72,18 +72,16 @@ class Chunks:
     ) -> None:
         if size < 1:
             raise ValueError(f"expected a chunk of at least 1 image, but got {size}")
-        self.end = None if time_limit is None else time.perf_counter() + time_limit
+        self.end, self.size = None if time_limit is None else time.perf_counter() + time_limit, size
         self.stores, self.report, self.keep_images = stores, report, keep_images
-        self.missing = [list(_missing(job, store, size)) for job, store in zip(jobs, stores, strict=True)]
-        left = [sum(rows.stop - rows.start for rows in missing) for missing in self.missing]
-        self.left, self.images = sum(left), sum(map(len, jobs))
+        self.jobs = jobs
+        self.todo = [self._left(job, store) for job, store in zip(jobs, stores, strict=True)]  # images of each job
+        self.images, self.queries = sum(map(len, jobs)), 0
         self.total = sum(len(job) * job.budget for job in jobs)
-        self.units = self.total - sum(n * job.budget for n, job in zip(left, jobs, strict=True))
-        self.queries = 0
 
     def attack(self, number: int, job: Job) -> bool:
         """Attack what is missing of the job with this number; False if the time is up before that is done."""
-        for rows in self.missing[number]:
+        for rows in _missing(job, self.stores[number], self.size):  # by now, as others may share the folder
             if self.end is not None and time.perf_counter() > self.end:
                 return False
             task = job.task.rows(rows)
@@ -92,16 +90,24 @@ class Chunks:
             confirmed = None if getattr(job.model, "deterministic", True) else confirm(job.model, task, result)
             found = table.attacked(task, result, confirmed, self.keep_images)
             self.stores[number].write_chunk(rows, found, result.seconds)
-            self.left -= len(task.ids)
-            self.units += len(task.ids) * job.budget
+            self.todo[number] -= len(task.ids)
             self.queries += int(result.queries.sum())
             self.report(Progress(job.label, self.units, self.total, self.queries))
+        self.todo[number] = 0
         return True
+
+    @property
+    def units(self) -> int:
+        """Queries that are spent or will never be needed."""
+        return self.total - sum(n * job.budget for n, job in zip(self.todo, self.jobs, strict=True))
+
+    def _left(self, job: Job, store: CellStore) -> int:
+        return sum(rows.stop - rows.start for rows in _missing(job, store, self.size))
 
     @property
     def outcome(self) -> Outcome:
         """How the run stands."""
-        return Outcome(self.left, self.images, tuple(path for store in self.stores for path in store.damaged))
+        return Outcome(sum(self.todo), self.images, tuple(path for store in self.stores for path in store.damaged))
 
     def _within(self, job: Job) -> Callable[[int, int], None]:
         """What `run` calls: queries of this chunk that are spent, and those that are settled."""

@@ -35,14 +35,11 @@ def expand(content: Table, scale: str | None, checkpoints: str | Path = CHECKPOI
     A plan has scales if it has a table `scale`, be it empty; the first one is the default.
     """
     content = dict(content)
+    _check_tables(content)
     own, defaults = content.pop("axis", {}), content.pop("defaults", {})
     grids, listed, at = content.pop("grid", []), content.pop("cell", []), content.pop("scale", None)
     if at is None and scale is not None:
         raise ValueError(f"the plan has no scales, so scale={scale!r} would have no effect; leave it out")
-    if not (isinstance(grids, list) and isinstance(listed, list) and all(_tables(defaults, own, *grids, *listed))):
-        raise ValueError(
-            "expected tables [defaults] and [axis], and tables [[grid]] and [[cell]], but got other values"
-        )
     axes: Table = {"seed": {}}
     if at is not None:
         known = _vocabulary()
@@ -78,8 +75,23 @@ def _vocabulary() -> Table:
     return tomllib.loads(VOCABULARY.read_text(encoding="utf-8"))
 
 
-def _tables(*values: object) -> list[bool]:
-    return [isinstance(value, dict) for value in values]
+def _check_tables(content: Table) -> None:
+    """ValueError unless what should be tables, and lists of them, are."""
+    for name in ("grid", "cell"):
+        if not isinstance(content.get(name, []), list):
+            raise ValueError(f"expected tables [[{name}]], but got {content[name]!r}")
+    axes = [content.get("axis", {}), *(_table("scale", content.get("scale", {})).values())]
+    for entries in [e for part in axes for e in _table("axis", part).values()]:
+        for name, fields in _table("axis", entries).items():
+            _table(name, fields)
+    for part in (content.get("defaults", {}), *content.get("grid", []), *content.get("cell", [])):
+        _table("defaults, grid or cell", part)
+
+
+def _table(name: str, value: object) -> Table:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected tables for {name}, but got {value!r}")
+    return value
 
 
 def _entry(axes: Table, axis: str, entry: object) -> Table:
@@ -94,7 +106,7 @@ def _merged(parts: list[Table], names: Table) -> Table:
     """One table of fields, the last part first; fields of a table `hyper` and `names` add up."""
     fields: Table = {}
     for part in parts:
-        added = {key: {**fields.get(key, {}), **part[key]} for key in ("hyper", "names") if key in part}
+        added = {k: {**fields.get(k, {}), **_table(k, part[k])} for k in ("hyper", "names") if k in part}
         fields |= part | added
     filled: Table = _filled(fields, {**names, **fields.pop("names", {})})
     return filled
@@ -109,7 +121,8 @@ def _filled(value: Any, names: Table) -> Any:
     if not isinstance(value, str) or "{" not in value:
         return value
     if value[0] == "{" and value[-1] == "}" and value.count("{") == 1:
-        return _filled(lookup(names, value[1:-1], "name in this cell"), names)
+        meant = lookup(names, value[1:-1], "name in this cell")
+        return _filled(meant, {k: v for k, v in names.items() if k != value[1:-1]})  # a name never means itself
     for name, meaning in names.items():
         value = value.replace(f"{{{name}}}", str(meaning))
     return value

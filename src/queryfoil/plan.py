@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +35,9 @@ def _number(value: object) -> object:
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"expected a number or a fraction such as '16/255', but got {value!r}") from None
 
+
+PAPER = re.compile(r"\d+(\.\d+)?( \+- \d+(\.\d+)?)?( / \d+(\.\d+)?( \+- \d+(\.\d+)?)?)*")
+"""Numbers of the paper's tables: one, or several, with or without a spread."""
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, strict=True)]
 """A finite number, or a text with a fraction."""
@@ -232,6 +236,29 @@ class Plan(BaseModel):
         labels = [cell.label for cell in self.cells]
         if len(set(labels)) < len(labels):
             raise ValueError("expected a different label for each cell, but some repeat")
+        return self
+
+    @model_validator(mode="after")
+    def _laid_out(self) -> "Plan":
+        if self.layout is None:
+            if self.paper:
+                raise ValueError("the paper's numbers are shown by a layout; add [layout], or leave [paper] out")
+            return self
+        layout, axes = self.layout, {axis for cell in self.cells for axis in cell.place}
+        for axis in (layout.columns, *layout.rows, *(layout.users or ()), *([layout.over] if layout.over else [])):
+            lookup(dict.fromkeys(axes), axis, "axis of the layout")
+        columns = {cell.place[layout.columns] for cell in self.cells if layout.columns in cell.place}
+        for column in ([layout.ours] if layout.ours else []) + [c for row in self.paper.values() for c in row]:
+            lookup(dict.fromkeys(columns), column, "column of the layout")
+        if late := [q for q in layout.at if q > min(cell.budget for cell in self.cells)]:
+            raise ValueError(f"expected at <= the budget of every cell, but got {late[0]}")
+        for text in (text for row in self.paper.values() for text in row.values()):
+            if not PAPER.fullmatch(text):
+                raise ValueError(f"expected the paper's numbers as '39.38' or '39.38 / 0.09', but got {text!r}")
+        shown_by = (layout.columns, *layout.rows, layout.over or "")
+        shown = [tuple(map(c.place.get, shown_by)) for c in self.cells if layout.columns in c.place]
+        if len(set(shown)) < len(shown):
+            raise ValueError("expected one cell for each row and column of the layout, but some share one")
         return self
 
     def digest(self) -> str:

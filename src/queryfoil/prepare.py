@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from queryfoil import data, provenance
 from queryfoil.attacks import settings
@@ -59,6 +59,7 @@ class Prepared(Job):
     fitted: Found
     shown: str  # names of the files with the scores of the unseen images: as served, and undefended
     undefended: str
+    code: dict[str, str]  # modules that decide the result, and their hashes
 
 
 class Supplies:
@@ -76,7 +77,7 @@ class Supplies:
         source = self.source(cell.dataset)
         if len(source.attacked) < cell.n:
             raise ValueError(f"{cell.label}: expected n <= {len(source.attacked)} attack images, but got n = {cell.n}")
-        images = on_device(source.attacked[: cell.n], self.device)
+        images = source.attacked[: cell.n]
         stack = self.stack(cell)
         plain = self.stack(cell.model_copy(update={"defenses": ()}))
         attack = cell.build(tau_of(stack.model))
@@ -100,7 +101,7 @@ class Supplies:
         shown, undefended = (self._scores(s, source, cell) for s in (stack, plain))
         return Prepared(
             cell.label, key, attack, stack.model, task, cell.budget,
-            cell, stack.network, source.unseen.to(self.device), stack.fitted, shown, undefended,
+            cell, stack.network, source.unseen, stack.fitted, shown, undefended, self._code(stack, attack),
         )  # fmt: skip
 
     def stack(self, cell: Cell) -> Stack:
@@ -167,7 +168,14 @@ class Supplies:
         if folder is not None and dataset in data.SLICES:
             unseen = _without(_full(dataset, folder, attacked), data.load(dataset, "calibration"))
         hashes = [provenance.tensors(part.images, part.labels, part.ids) for part in (attacked, unseen)]
-        return Source(attacked, unseen, *hashes)
+        there = on_device(attacked, self.device)  # one copy, of which all cells have a part
+        return Source(there, there if unseen is attacked else on_device(unseen, self.device), *hashes)
+
+    def _code(self, stack: Stack, attack: Attack[Any]) -> dict[str, str]:
+        """The modules whose code decides the cell, with the hash of each and all that it imports."""
+        layers = stack.model.modules() if isinstance(stack.model, nn.Module) else []
+        names = {attack_module(attack), *(type(layer).__module__ for layer in layers)}
+        return {name: provenance.code([name]) for name in sorted(names) if name.startswith("queryfoil.")}
 
 
 def prepare(cell: Cell, folder: str | Path | None = None, device: str = "cpu") -> Prepared:
@@ -210,6 +218,11 @@ def sources(plan: Plan, given: Folders | None) -> dict[str, str | Path | None]:
         f"--data {name}=FOLDER"
         for name in names
         if name not in data.SLICES and name not in (given or {})
+    ]
+    missing += [
+        f"expected {DATASETS[name].holds}, for {name}, in {folder}, but there is no such folder or file"
+        for name, folder in (given or {}).items()
+        if not Path(folder).exists()
     ]
     for spec in dict.fromkeys(cell.model for cell in plan.cells if "=" in cell.model):
         name, _, path = spec.partition("=")

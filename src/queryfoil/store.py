@@ -3,7 +3,7 @@
 DIR/plan.json                 the plan this folder belongs to (attack.json: the attack)
 DIR/cells/HASH/cell.json      what was run: settings, fitted parameters
 DIR/cells/HASH/chunk-A-B.parquet  images A to B of the cell
-DIR/cells/HASH/trace.parquet  losses along attacks on some images
+DIR/cells/HASH/trace-N.parquet  losses along attacks on some of the first N images
 DIR/scores/HASH/scores.parquet  scores of a model on the images that nothing was fitted on
 
 Cells and scores may lie in another folder, which plans share. Each table carries in its metadata the hash, the seconds
@@ -71,8 +71,8 @@ class Store:
     def _holds_results(self, keys: Iterable[str]) -> bool:
         return any(True for key in keys for _ in self.cell(key).folder.glob("*.parquet"))
 
-    def claim(self, owner: Owner, keys: dict[str, str]) -> None:
-        """Take the folder for a plan, whose cells have these hashes now, by label.
+    def claim(self, owner: Owner, keys: dict[str, str], scores: dict[str, list[str]] | None = None) -> None:
+        """Take the folder for a plan, whose cells have these hashes now, by label, and their scores these.
 
         Results of other hashes (of other code, weights or versions) stay, and are not looked at. What a killed
         run left half written is removed.
@@ -81,18 +81,27 @@ class Store:
         content = {"name": owner.name, "digest": owner.digest(), "cells": keys}
         content[self.kind] = owner.model_dump(mode="json")
         content["share"] = os.path.relpath(self.shared, self.folder)
+        if scores is not None:
+            content["scores"] = scores
         files.write_text(self.folder / f"{self.kind}.json", json.dumps(content, indent=1) + "\n")
         for half_written in [*self.folder.glob(".*.json.*"), *self.shared.glob("*/*/.*.*")]:
             files.remove_if_old(half_written)  # a new one may be of another run, which shares the folder
 
-    def plan(self) -> tuple[Plan, dict[str, str]]:
-        """The plan that the folder belongs to, and the hashes of its cells by label."""
+    def plan(self) -> tuple[Plan, dict[str, str], dict[str, list[str]]]:
+        """The plan that the folder belongs to, and by label the hashes of its cells, and of their scores.
+
+        The latter are two for a cell: of the model as it is served, and undefended.
+        """
         path = self.folder / "plan.json"
         if not path.is_file():
             raise FileNotFoundError(f"expected a folder written by `queryfoil bench`, but {path} does not exist")
-        content = read_json(path, "plan", "cells")
+        content = read_json(path, "plan", "cells", "scores")
+        if not self.shared.is_dir():
+            raise FileNotFoundError(
+                f"expected the cells of {self.folder} in {self.shared}, but there is no such folder"
+            )
         try:
-            return Plan.model_validate(content["plan"]), dict(content["cells"])
+            return Plan.model_validate(content["plan"]), dict(content["cells"]), dict(content["scores"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); remove it and run again") from None
 
@@ -142,13 +151,14 @@ class CellStore:
                 return rows
         except (OSError, ValueError, pa.ArrowException):
             pass  # unreadable, or with metadata that are: noted below like a file of another cell
-        self.damaged.append(path)
+        if path not in self.damaged:
+            self.damaged.append(path)
         return None
 
     def write_chunk(self, rows: slice, attacked: pa.Table, seconds: float) -> None:
         """Write the images at these positions of the cell; damaged chunks make room for it."""
         for path in self.damaged:
-            if path.name.startswith("chunk-"):
+            if path.name.startswith("chunk-") and self.read(path.stem, table.ATTACKED) is None:  # nobody mended it
                 path.unlink(missing_ok=True)
         self.write(f"chunk-{rows.start:06d}-{rows.stop:06d}", attacked, seconds)
 
@@ -157,10 +167,12 @@ class CellStore:
         chunks = list(self._chunks())
         if not chunks:
             return table.ATTACKED.empty_table()
-        meta = {"seconds": f"{sum(seconds(chunk) for _, chunk in chunks):.3f}"}
         rows = pa.concat_tables([chunk.replace_schema_metadata() for _, chunk in chunks])
         positions, first = np.unique(np.concatenate([found for found, _ in chunks]), return_index=True)
-        return rows.take(first if n is None else first[positions < n]).replace_schema_metadata(meta)
+        taken = rows.take(first if n is None else first[positions < n])
+        spent = np.asarray(taken.column("queries")).sum() / max(np.asarray(rows.column("queries")).sum(), 1)
+        time = float(spent) * sum(seconds(chunk) for _, chunk in chunks)  # the part that these images took, by queries
+        return taken.replace_schema_metadata({"seconds": f"{time:.3f}"})
 
     def positions(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """At which positions of the cell, whose images have these ids, chunks hold the right image."""
@@ -190,7 +202,7 @@ class CellStore:
 
     def read_json(self) -> dict[str, Any]:
         """Read cell.json."""
-        return read_json(self.folder / "cell.json", "cell", "shown", "undefended", "fitted", "hyper")
+        return read_json(self.folder / "cell.json", "cell", "fitted", "hyper", "code")
 
 
 def seconds(rows: pa.Table) -> float:

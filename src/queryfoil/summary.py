@@ -9,7 +9,7 @@ import pyarrow as pa
 from queryfoil import metrics, store, table
 from queryfoil.metrics import Interval
 from queryfoil.plan import Cell, Plan, Settings
-from queryfoil.store import CellStore, Store
+from queryfoil.store import Store
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class CellResult:
 
 def collect(folder: Store, partly: bool = False) -> tuple[Plan, list[CellResult]]:
     """The finished cells of a folder, in the plan's order; ValueError that counts what is missing, unless `partly`."""
-    plan, keys = folder.plan()
-    found = {cell.label: _read(cell, folder.cell(keys[cell.label]), folder) for cell in plan.cells}
+    plan, keys, scores = folder.plan()
+    found = {cell.label: _read(cell, folder, keys[cell.label], scores[cell.label]) for cell in plan.cells}
     missing = [label for label, result in found.items() if result is None]
     if missing and not partly:
         raise ValueError(
@@ -40,15 +40,14 @@ def collect(folder: Store, partly: bool = False) -> tuple[Plan, list[CellResult]
     return plan, [result for result in found.values() if result is not None]
 
 
-def _read(cell: Cell, s: CellStore, folder: Store) -> CellResult | None:
+def _read(cell: Cell, folder: Store, key: str, scores: list[str]) -> CellResult | None:
+    s = folder.cell(key)
     if not (s.folder / "cell.json").is_file():
         return None
     info = s.read_json() | {"versions": s.versions()}
     attacked = s.attacked(cell.n)
-    shown, raw = (
-        folder.scores(str(info[name])).read(table.SCORES_FILE, table.CLEAN) for name in ("shown", "undefended")
-    )
-    trace = s.read("trace", table.TRACE) if cell.trace else table.TRACE.empty_table()
+    shown, raw = (folder.scores(name).read(table.SCORES_FILE, table.CLEAN) for name in scores)
+    trace = s.read(table.trace_file(cell.n), table.TRACE) if cell.trace else table.TRACE.empty_table()
     if len(attacked) < cell.n or shown is None or raw is None or len(table.traced(trace)) < cell.trace:
         return None
     return CellResult(cell, info, attacked, shown.append_column("undefended_scores", raw.column("scores")), trace)

@@ -81,6 +81,11 @@ def fooled_at(table: pa.Table) -> NDArray[np.int64]:
     return np.asarray(filled.to_numpy(), dtype=np.int64)
 
 
+def trace_file(n: int) -> str:
+    """The file with the losses along attacks on some of the first n images: which ones, depends on n."""
+    return f"trace-{n}"
+
+
 def traced(trace: pa.Table | None) -> list[int]:
     """The ids of the images of a trace, in its order."""
     return [] if trace is None else list(dict.fromkeys(trace.column("id").to_pylist()))

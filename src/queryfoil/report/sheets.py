@@ -71,13 +71,13 @@ def accuracy_difference(a: CellResult, b: CellResult, q: int) -> Difference:
     n = min(len(a.attacked), len(b.attacked))
     assert np.array_equal(*(r.attacked.column("id").to_numpy()[:n] for r in (a, b))), "cells of other images"
     left = [(table.fooled_at(r.attacked)[:n] > q).astype(float) for r in (a, b)]
-    return _paired(left[0] - left[1])
+    return paired(left[0] - left[1])
 
 
 def clean_difference(a: CellResult, b: CellResult) -> Difference:
     """Clean accuracy on the unseen images of one cell minus that of another."""
     hits = [(probs.argmax(1) == labels).astype(float) for probs, labels in (shown(a), shown(b))]
-    return _paired(hits[0] - hits[1])
+    return paired(hits[0] - hits[1])
 
 
 def ece_difference(a: CellResult, b: CellResult) -> Difference:
@@ -87,9 +87,15 @@ def ece_difference(a: CellResult, b: CellResult) -> Difference:
     return Difference(value, max(value - interval.low, interval.high - value))
 
 
-def _paired(differences: NDArray[np.float64]) -> Difference:
-    error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.inf
-    return Difference(float(differences.mean()), float(LEVEL * error))
+def paired(differences: NDArray[np.float64]) -> Difference:
+    """Mean of differences of each image (N,), with its spread.
+
+    Two standard errors, taken as if one more image had changed each way: a few images that all changed the same way say
+    less than their small variance (four of 200 would exceed two standard errors, but not a sign test at 5 %).
+    """
+    n = len(differences)
+    square = float((differences**2).sum() + 2) / (n + 2) - float(differences.sum() / (n + 2)) ** 2
+    return Difference(float(differences.mean()), float(LEVEL * np.sqrt(square / n)))
 
 
 def row_label(layout: Layout, r: CellResult) -> str:
@@ -150,15 +156,15 @@ def _clean(r: CellResult) -> str:
 
 
 def _left(cells: Sequence[CellResult], what: str, layout: Layout) -> str:
-    """Accuracy left, or average queries, at each number of queries; over seeds, mean ± standard deviation."""
+    """Accuracy left, or average queries, at each number of queries; over seeds, mean ± deviation, and how many."""
     found = []
     for q in layout.at:
         fooled = [table.fooled_at(r.attacked) for r in cells]
         values = [
             100 * metrics.accuracy_at(f, q) if what == "accuracy" else metrics.average_queries(f, q) for f in fooled
         ]
-        if layout.over:
-            found.append(f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}")
+        if layout.over and len(values) > 1:
+            found.append(f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} ({len(values)})")
         elif what == "accuracy":
             found.append(f"{values[0]:.1f} ± {_half(int((fooled[0] > q).sum()), len(fooled[0])):.1f}")
         else:
