@@ -73,8 +73,8 @@ def test_a_tiny_run_of_each_plan_stops_continues_and_is_shown(
 
 def test_a_plan_that_is_not_finished_is_shown_as_far_as_it_is(few: None, tmp_path: Path) -> None:
     chosen = tiny("table6")
-    done = chosen.model_copy(update={"cells": chosen.cells[:1]})  # undefended
-    bench.bench(done, tmp_path / "a", share=tmp_path / "cells")
+    done = chosen.model_copy(update={"cells": chosen.cells[:1], "layout": None, "paper": {}})  # undefended
+    bench.bench(done, tmp_path / "other" / "a", share=tmp_path / "cells")
     bench.bench(chosen, tmp_path / "table6", share=tmp_path / "cells", time_limit=0)
     reproduction.write(tmp_path, tmp_path / "account.md")
     text = (tmp_path / "account.md").read_text(encoding="utf-8")
