@@ -9,7 +9,7 @@ import pytest
 
 from queryfoil import bench, data, plan, summary, table
 from queryfoil.defenses import calibration
-from queryfoil.report import claims, page, reproduction, sheets
+from queryfoil.report import claims, page, reproduction, sheets, verdicts
 from queryfoil.report.sheets import Difference
 from queryfoil.store import Store
 from test_grid import scaled
@@ -170,16 +170,16 @@ def test_claims_are_judged_by_what_is_recorded(pair: tuple[plan.Plan, list[summa
                 )
     full = plan.read("table8")
     judged = {j.claim: j for j in claims.judge({"table8": (full, cells)}, None)}
-    assert judged["On top of adversarial training, AAA adds defense"].verdict == claims.OPEN
+    assert judged["On top of adversarial training, AAA adds defense"].verdict == verdicts.OPEN
     assert "not recorded yet: table8: WideResNet-34" in judged["The attacker's loss does not matter"].measured
     here = full.model_copy(update={"cells": tuple(r.cell for r in cells)})
     judged = {j.claim: j for j in claims.judge({"table8": (here, cells)}, None)}
-    assert judged["On top of adversarial training, AAA adds defense"].verdict == claims.FAILS
-    assert judged["The attacker's loss does not matter"].verdict == claims.OPEN  # 40 images cannot tell
-    assert judged["AAA does not hurt accuracy"].verdict == claims.OPEN
+    assert judged["On top of adversarial training, AAA adds defense"].verdict == verdicts.FAILS
+    assert judged["The attacker's loss does not matter"].verdict == verdicts.OPEN  # 40 images cannot tell
+    assert judged["AAA does not hurt accuracy"].verdict == verdicts.OPEN
 
 
-@pytest.mark.parametrize(("aaa", "verdict"), [(0.02, claims.HOLDS), (0.9, claims.FAILS)])
+@pytest.mark.parametrize(("aaa", "verdict"), [(0.02, verdicts.HOLDS), (0.9, verdicts.FAILS)])
 def test_the_limits_are_judged_by_their_file(aaa: float, verdict: str) -> None:
     rows = [
         {"attacker": a, "defense": d, "accuracy": aaa if d == "AAA-linear" else 0.01, "n": 300}
@@ -201,18 +201,18 @@ def test_the_limits_are_judged_by_their_file(aaa: float, verdict: str) -> None:
     ],
 )
 def test_a_comparison_is_shown_refuted_or_open(
-    value: float, spread: float, margin: float, is_above: claims.Shown, is_near: claims.Shown
+    value: float, spread: float, margin: float, is_above: verdicts.Shown, is_near: verdicts.Shown
 ) -> None:
     d = Difference(value, spread)
-    assert claims.above(d, margin) is is_above
+    assert verdicts.above(d, margin) is is_above
     if margin:
-        assert claims.near(d, margin) is is_near
+        assert verdicts.near(d, margin) is is_near
 
 
 def test_a_share_of_few_images_is_open() -> None:
-    assert claims.below(0, 200, 1.0) is None
-    assert claims.below(0, 2000, 1.0) is True
-    assert claims.below(30, 200, 1.0) is False
+    assert verdicts.below(0, 200, 1.0) is None
+    assert verdicts.below(0, 2000, 1.0) is True
+    assert verdicts.below(30, 200, 1.0) is False
 
 
 def test_cells_of_other_code_are_said(few: None, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 import hashlib
 import inspect
 import json
-import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -18,6 +17,7 @@ from queryfoil.attacks.acceptance import ACCEPTANCE
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
+from queryfoil.layout import Layout
 from queryfoil.losses import LOSSES
 from queryfoil.models.victim import Input, Victim, check_spec, victim
 from queryfoil.run import Attack, check
@@ -35,9 +35,6 @@ def _number(value: object) -> object:
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"expected a number or a fraction such as '16/255', but got {value!r}") from None
 
-
-PAPER = re.compile(r"\d+(\.\d+)?( \+- \d+(\.\d+)?)?( / \d+(\.\d+)?( \+- \d+(\.\d+)?)?)*")
-"""Numbers of the paper's tables: one, or several, with or without a spread."""
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, strict=True)]
 """A finite number, or a text with a fraction."""
@@ -194,26 +191,6 @@ class Cell(Settings):
         return [d.model_dump() for d in self.defenses]
 
 
-class Layout(BaseModel):
-    """How the cells of a grid form a table of the paper.
-
-    Each combination of entries on the axes `rows` is a row, which shows `show` ("accuracy" left or "queries", at `at`
-    queries); before these stand rows of calibration and clean accuracy for each combination on the axes `users`.
-    `columns` is the axis of the columns. `over` is an axis to average over.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    columns: str
-    rows: tuple[str, ...] = ()
-    users: tuple[str, ...] | None = None  # no such rows
-    at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
-    show: tuple[Literal["accuracy", "queries"], ...] = ("accuracy",)
-    over: str | None = None
-    ours: str | None = None  # the column whose place among the others the paper argues for
-    figures: tuple[Literal["queries", "losses", "scores", "sweep", "curves"], ...] = ()
-
-
 class Plan(BaseModel):
     """Cells, at how many queries accuracy is reported besides the budget, and the paper's table that they repeat.
 
@@ -240,25 +217,10 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _laid_out(self) -> "Plan":
-        if self.layout is None:
-            if self.paper:
-                raise ValueError("the paper's numbers are shown by a layout; add [layout], or leave [paper] out")
-            return self
-        layout, axes = self.layout, {axis for cell in self.cells for axis in cell.place}
-        for axis in (layout.columns, *layout.rows, *(layout.users or ()), *([layout.over] if layout.over else [])):
-            lookup(dict.fromkeys(axes), axis, "axis of the layout")
-        columns = {cell.place[layout.columns] for cell in self.cells if layout.columns in cell.place}
-        for column in ([layout.ours] if layout.ours else []) + [c for row in self.paper.values() for c in row]:
-            lookup(dict.fromkeys(columns), column, "column of the layout")
-        if late := [q for q in layout.at if q > min(cell.budget for cell in self.cells)]:
-            raise ValueError(f"expected at <= the budget of every cell, but got {late[0]}")
-        for text in (text for row in self.paper.values() for text in row.values()):
-            if not PAPER.fullmatch(text):
-                raise ValueError(f"expected the paper's numbers as '39.38' or '39.38 / 0.09', but got {text!r}")
-        shown_by = (layout.columns, *layout.rows, layout.over or "")
-        shown = [tuple(map(c.place.get, shown_by)) for c in self.cells if layout.columns in c.place]
-        if len(set(shown)) < len(shown):
-            raise ValueError("expected one cell for each row and column of the layout, but some share one")
+        if self.layout is not None:
+            self.layout.check([cell.place for cell in self.cells], min(cell.budget for cell in self.cells), self.paper)
+        elif self.paper:
+            raise ValueError("the paper's numbers are shown by a layout; add [layout], or leave [paper] out")
         return self
 
     def digest(self) -> str:

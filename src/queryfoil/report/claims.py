@@ -15,15 +15,14 @@ from queryfoil import metrics, table
 from queryfoil.plan import Plan
 from queryfoil.report import sheets
 from queryfoil.report.sheets import Difference
+from queryfoil.report.verdicts import OPEN, Shown, above, below, count, near, points, verdict
 from queryfoil.summary import CellResult
 
 Recorded = Mapping[str, tuple[Plan, Sequence[CellResult]]]
 """Each plan by its name, with its finished cells."""
 
-HOLDS, PARTLY, FAILS, OPEN = "holds here", "holds in part", "does not hold here", "cannot be told here"
-Shown = bool | None
-"""What became of a comparison: shown, refuted, or open."""
 Verdict = tuple[list[Shown], str]
+"""What became of each comparison, and what was measured."""
 
 
 class Judged(NamedTuple):
@@ -51,19 +50,6 @@ def judge(recorded: Recorded, limits: Sequence[dict[str, Any]] | None) -> list[J
     return [*found, _limits(limits)]
 
 
-def verdict(parts: Sequence[Shown]) -> str:
-    """All shown: it holds. None shown, and some refuted: it does not. Both: in part. Else it cannot be told.
-
-    >>> verdict([True, True]), verdict([True, None]), verdict([True, False]), verdict([None, False])
-    ('holds here', 'cannot be told here', 'holds in part', 'does not hold here')
-    """
-    if all(parts):
-        return HOLDS
-    if not any(part is False for part in parts):
-        return OPEN
-    return PARTLY if any(parts) else FAILS
-
-
 def _cell(recorded: Recorded, plan: str, **place: str) -> CellResult:
     """The cell of a plan with these entries."""
     for r in recorded[plan][1] if plan in recorded else ():
@@ -83,75 +69,41 @@ def _left(r: CellResult, q: int | None = None) -> float:
     return 100 * metrics.accuracy_at(table.fooled_at(r.attacked), q or r.cell.budget)
 
 
-def _points(d: Difference) -> str:
-    return f"{100 * d.value:+.1f} ± {100 * d.spread:.1f}"
-
-
-def above(d: Difference, margin: float = 0.0) -> Shown:
-    """Whether a difference is above minus a margin in points: with its whole spread, not at all, or neither.
-
-    >>> above(Difference(0.05, 0.02)), above(Difference(-0.05, 0.02)), above(Difference(-0.01, 0.02), margin=5)
-    (True, False, True)
-    """
-    low, high = 100 * (d.value - d.spread), 100 * (d.value + d.spread)
-    return True if low > -margin else False if high < -margin else None
-
-
-def near(d: Difference, margin: float) -> Shown:
-    """Whether a difference is within a margin in points: with its whole spread, not at all, or neither."""
-    size, spread = 100 * abs(d.value), 100 * d.spread
-    return True if size + spread < margin else False if size - spread > margin else None
-
-
-def below(hits: int, n: int, margin: float) -> Shown:
-    """Whether a share of n images is below a margin in percent, by its 95 % interval."""
-    low, high = metrics.wilson(hits, n)
-    return True if 100 * high < margin else False if 100 * low > margin else None
-
-
-def _count(parts: Sequence[Shown]) -> str:
-    shown, refuted = sum(part is True for part in parts), sum(part is False for part in parts)
-    return f"shown in {shown} of {len(parts)}, refuted in {refuted}, open in {len(parts) - shown - refuted}"
+def _on_square(recorded: Recorded, network: str, *defenses: str) -> list[CellResult]:
+    """The cells of table 2 with Square on a network, one for each of these defenses."""
+    return [_cell(recorded, "table2", network=network, defense=d, attack="Square") for d in defenses]
 
 
 def _accuracy_unchanged(recorded: Recorded) -> Verdict:
     parts, texts = [], []
     for network in _entries(recorded, "table2", "network"):
-        none, paper, ours = (
-            _cell(recorded, "table2", network=network, defense=d, attack="Square")
-            for d in ("None", "AAA-linear", "AAA-linear, fitted")
-        )
+        none, paper, ours = _on_square(recorded, network, "None", "AAA-linear", "AAA-linear, fitted")
         d = sheets.clean_difference(paper, none)
         parts.append(above(d, margin=1.0))
         changed = [int((sheets.shown(r)[0].argmax(1) != sheets.undefended(r).argmax(1)).sum()) for r in (paper, ours)]
-        texts.append(f"{network} {_points(d)} points, labels changed {changed[0]} (Adam), {changed[1]} (exact)")
+        texts.append(f"{network} {points(d)} points, labels changed {changed[0]} (Adam), {changed[1]} (exact)")
     return parts, "at most a point lost: " + "; ".join(texts)
 
 
 def _others_lose(recorded: Recorded) -> Verdict:
     parts, texts = [], []
     for network, defense in itertools.product(_entries(recorded, "table2", "network"), ("AT", "RND")):
-        none, other = (
-            _cell(recorded, "table2", network=network, defense=d, attack="Square") for d in ("None", defense)
-        )
+        none, other = _on_square(recorded, network, "None", defense)
         d = sheets.clean_difference(other, none)
         parts.append(above(Difference(-d.value, d.spread)))
-        texts.append(f"{network}, {defense} {_points(d)}")
+        texts.append(f"{network}, {defense} {points(d)}")
     return parts, "clean accuracy against undefended, in points: " + "; ".join(texts)
 
 
 def _calibration(recorded: Recorded) -> Verdict:
     parts, texts = [], []
     for network in _entries(recorded, "table2", "network"):
-        none, paper, ours = (
-            _cell(recorded, "table2", network=network, defense=d, attack="Square")
-            for d in ("None", "AAA-linear", "AAA-linear, fitted")
-        )
+        none, paper, ours = _on_square(recorded, network, "None", "AAA-linear", "AAA-linear, fitted")
         before = metrics.ece(*sheets.shown(none))
         change, fitted = sheets.ece_difference(paper, none), sheets.ece_difference(ours, none)
         parts.append(above(Difference(-0.12 * before - change.value, change.spread)))
         texts.append(
-            f"{network} {100 * before:.2f} %, change {_points(change)} with the paper's tau, {_points(fitted)} fitted"
+            f"{network} {100 * before:.2f} %, change {points(change)} with the paper's tau, {points(fitted)} fitted"
         )
     return parts, "; ".join(texts)
 
@@ -168,13 +120,13 @@ def _leads(recorded: Recorded, plan: str, axis: str, others: Sequence[str], at: 
             parts.append(above(d))
             if d.value < worst[1].value:
                 worst = f"{network}, {entry} at {q} against {other}", d
-    return parts, f"{_count(parts)}; the worst is {worst[0]}: {_points(worst[1])} points"
+    return parts, f"{count(parts)}; the worst is {worst[0]}: {points(worst[1])} points"
 
 
 def _early(recorded: Recorded) -> Verdict:
     parts, texts = [], []
     for network in _entries(recorded, "table2", "network"):
-        r = _cell(recorded, "table2", network=network, defense="AAA-linear", attack="Square")
+        (r,) = _on_square(recorded, network, "AAA-linear")
         fooled = table.fooled_at(r.attacked)
         lost = int(((fooled > 100) & (fooled <= 2500)).sum())
         parts.append(below(lost, len(fooled), 1.0))
@@ -191,7 +143,7 @@ def _steps(recorded: Recorded) -> Verdict:
         d, change = sheets.accuracy_difference(r, full, 100), sheets.ece_difference(r, full)
         if kappa != "exact":
             parts += [above(d, margin=2.0), above(Difference(-change.value, change.spread), margin=1.0)]
-        texts.append(f"kappa {kappa}: accuracy left {_points(d)}, ECE {_points(change)}")
+        texts.append(f"kappa {kappa}: accuracy left {points(d)}, ECE {points(change)}")
     return parts, "at most 2 points of accuracy and 1 of ECE worse than 100 steps: " + "; ".join(texts)
 
 
@@ -218,7 +170,7 @@ def _adaptive(recorded: Recorded) -> Verdict:
         d = sheets.accuracy_difference(_cell(recorded, "table6", defense=defense, attack=attack), greedy, 100)
         weakened = above(Difference(-d.value, d.spread))
         parts.append(weakened if defense == "AAA-linear" else above(d, margin=5.0))
-        texts.append(f"{attack} on {defense} {_points(d)}")
+        texts.append(f"{attack} on {defense} {points(d)}")
     return parts, "change against Square, in points (sine: at most 5 lost): " + "; ".join(texts)
 
 
@@ -242,7 +194,7 @@ def _grows_with_the_bound(recorded: Recorded) -> Verdict:
         others = [_cell(recorded, "table7", attack="Square", defense=d, bound=bound) for d in ("AT", "AT (L2)", "RND")]
         best = max(others, key=_left)
         leads.append(_survives(ours) - _survives(best))
-        texts.append(f"{bound}: {_points(sheets.paired(leads[-1]))} (over {best.cell.place['defense']})")
+        texts.append(f"{bound}: {points(sheets.paired(leads[-1]))} (over {best.cell.place['defense']})")
     steps = [above(sheets.paired(after - before)) for before, after in itertools.pairwise(leads)]
     parts = [above(sheets.paired(leads[-1] - leads[0])), above(sheets.paired(leads[-1]))]
     parts += [False for step in steps if step is False]
@@ -261,7 +213,7 @@ def _losses(recorded: Recorded) -> Verdict:
             r = _cell(recorded, "table8", network=network, defense="AT-AAA-linear", loss=loss)
             d = sheets.accuracy_difference(r, base, q)
             parts.append(near(d, 5.0))
-            texts.append(f"{network}, {loss} at {q} {_points(d)}")
+            texts.append(f"{network}, {loss} at {q} {points(d)}")
     return parts, "AT-AAA-linear, within 5 points of the logit margin: " + "; ".join(texts)
 
 
@@ -273,7 +225,7 @@ def _plugin(recorded: Recorded) -> Verdict:
         )
         d, change = sheets.accuracy_difference(both, plain, 2500), sheets.ece_difference(both, plain)
         parts.append(above(d))
-        texts.append(f"{network}: accuracy left {_points(d)}, ECE {_points(change)} points")
+        texts.append(f"{network}: accuracy left {points(d)}, ECE {points(change)} points")
     return parts, "; ".join(texts)
 
 
@@ -288,7 +240,7 @@ def _limits(rows: Sequence[dict[str, Any]] | None) -> Judged:
     )  # fmt: skip
     helped = [share[attacker, "AAA-linear"] - share[attacker, "None"] for attacker in ("white-box", "transfer")]
     text = f"within 2 points: {text} (n = {rows[0]['n']}; white-box: of PGD on each network itself)"
-    return Judged(claim, "section 6", verdict([abs(points) < 2 for points in helped]), text)
+    return Judged(claim, "section 6", verdict([abs(gain) < 2 for gain in helped]), text)
 
 
 CLAIMS: list[tuple[str, str, Callable[[Recorded], Verdict]]] = [

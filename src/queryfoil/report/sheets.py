@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from queryfoil import metrics, table
-from queryfoil.plan import Layout, Plan
+from queryfoil.layout import Layout
+from queryfoil.plan import Plan
 from queryfoil.summary import CellResult
 
 LEVEL = 2.0  # standard errors that a difference must exceed
