@@ -170,7 +170,9 @@ def _adaptive(recorded: Recorded) -> Verdict:
         d = sheets.accuracy_difference(_cell(recorded, "table6", defense=defense, attack=attack), greedy, 100)
         weakened = above(Difference(-d.value, d.spread))
         parts.append(weakened if defense == "AAA-linear" else above(d, margin=5.0))
-        texts.append(f"{attack} on {defense} {points(d)}")
+        fitted = [_cell(recorded, "table6", defense=f"{defense}, fitted", attack=a) for a in (attack, "Square")]
+        change = sheets.accuracy_difference(fitted[0], fitted[1], 100)
+        texts.append(f"{attack} on {defense} {points(d)} (fitted and exact {points(change)})")
     return parts, "change against Square, in points (sine: at most 5 lost): " + "; ".join(texts)
 
 

@@ -12,6 +12,9 @@ from queryfoil.report import sheets
 from queryfoil.report.drawing import COLOURS, INK, Picture, look, with_legend
 from queryfoil.summary import CellResult
 
+SWEPT = ("tau", "alpha", "beta")
+"""Axes with settings of AAA that a sweep shows."""
+
 
 def accuracy_over_queries(results: Sequence[CellResult], labels: Sequence[str], of: str = "") -> Picture:
     """Accuracy left after each number of queries (the paper's figures 3, right, and 5)."""
@@ -229,7 +232,7 @@ def _of_layout(plan: Plan, results: Sequence[CellResult], kind: str) -> list[Pic
     assert plan.layout is not None
     axis = plan.layout.columns
     if kind == "sweep":
-        axes = dict.fromkeys(name for r in results for name in r.cell.place if name in ("tau", "alpha", "beta"))
+        axes = dict.fromkeys(name for r in results for name in r.cell.place if name in SWEPT)
         return [sweep(name, [r for r in results if name in r.cell.place]) for name in axes]
     if kind in ("scores", "curves"):
         shown = _one_of_each_model(results)

@@ -124,7 +124,11 @@ def _cost(r: CellResult) -> tuple[int, float]:
 
 
 def _section(plan: Plan, results: Sequence[CellResult], source: Path, target: Path) -> list[str]:
+    assert plan.layout is not None
+    swept = dict.fromkeys(axis for r in results for axis in r.cell.place if axis in figures.SWEPT)
     lines = sheets.markdown(sheets.sheet(plan, results))
+    if "sweep" in plan.layout.figures:
+        lines = [line for axis in swept for line in (*sheets.sweep(axis, results), "")]
     missing = len(plan.cells) - len(results)
     stale = sum(_is_stale(r) for r in results)
     sizes, seeds = (sorted({getattr(r.cell, name) for r in results}) for name in ("n", "seed"))
@@ -141,7 +145,7 @@ def _section(plan: Plan, results: Sequence[CellResult], source: Path, target: Pa
         + f". Networks: {', '.join(networks)}.",
     ]
     if timed := _rows(source / f"cost-{plan.name}.json"):
-        axis = plan.layout.columns if plan.layout else ""
+        axis = plan.layout.columns
         ratios = ", ".join(f"{row['place'][axis]}: {row['ratio']:.2f}" for row in timed)
         lines += ["", f"Time of an image over that of the undefended network, by {axis}: {ratios}."]
     if plan.name in ODDITIES:

@@ -234,6 +234,20 @@ def _order(pairs: Sequence[Pair], ours: str | None) -> str:
     return text
 
 
+def sweep(axis: str, results: Sequence[CellResult]) -> list[str]:
+    """Lines of Markdown: what the values on an axis of settings of AAA do, a column each."""
+    cells = [r for r in results if axis in r.cell.place]
+    budget = cells[0].cell.budget
+    rows = {
+        "accuracy": [_clean(r) for r in cells],
+        "ECE": [_ece(r) for r in cells],
+        f"accuracy left at {budget}": [_left([r], "accuracy", Layout(columns=axis, at=(budget,))) for r in cells],
+        "temperature": [f"{fitted(r)[-1]['temperature']:.2f}" for r in cells],
+    }
+    lines = [f"| {axis} | " + " | ".join(r.cell.place[axis] for r in cells) + " |", "|---|" + "---:|" * len(cells)]
+    return lines + [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()]
+
+
 def markdown(found: Sheet) -> list[str]:
     """The table as lines of Markdown: ours, and below it the paper's in italics."""
     order = any(line.order for line in found.lines)
