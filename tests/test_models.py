@@ -97,3 +97,14 @@ def test_the_answers_have_the_same_bits_in_any_batch(name: str) -> None:
         whole = model(x)
         for size in (1, 2, 3, 5, 7, 11, 13):
             assert torch.equal(torch.cat([model(part) for part in x.split(size)]), whole), size
+
+
+@pytest.mark.parametrize("name", ["fashion-pni", "fashion-trs", "fashion-thermometer"])
+def test_defenses_that_are_networks_declare_what_they_are_and_keep_rows_apart(name: str) -> None:
+    model, images = models.load(name), data.load("fashion-mnist", "attack")[:9]
+    assert (model.deterministic, model.keeps_label, model.rowwise) == (name != "fashion-pni", False, True)
+    x, ids, query = images.images, images.ids, torch.full_like(images.ids, 3)
+    whole = answers(model, x, ids, query)
+    order = torch.tensor([4, 8, 0, 1, 7, 2, 6, 5, 3])
+    assert torch.equal(answers(model, x[order], ids[order], query), whole[order])
+    assert torch.equal(answers(model, x[:1], ids[:1], query[:1]), whole[:1])
