@@ -42,13 +42,13 @@ def collect(folder: Store, partly: bool = False) -> tuple[Plan, list[CellResult]
 
 def _read(cell: Cell, folder: Store, key: str, scores: list[str]) -> CellResult | None:
     s = folder.cell(key)
-    if not (s.folder / "cell.json").is_file():
+    attacked = s.attacked(cell.n)
+    if len(attacked) < cell.n or not (s.folder / "cell.json").is_file():
         return None
     info = s.read_json() | {"versions": s.versions()}
-    attacked = s.attacked(cell.n)
     shown, raw = (folder.scores(name).read(table.SCORES_FILE, table.CLEAN) for name in scores)
     trace = s.read(table.trace_file(cell.n), table.TRACE) if cell.trace else table.TRACE.empty_table()
-    if len(attacked) < cell.n or shown is None or raw is None or len(table.traced(trace)) < cell.trace:
+    if shown is None or raw is None or len(table.traced(trace)) < cell.trace:
         return None
     return CellResult(cell, info, attacked, shown.append_column("undefended_scores", raw.column("scores")), trace)
 
