@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from queryfoil import data, files, models, plan, provenance, rng
 from queryfoil.oracle import Model
@@ -31,6 +32,13 @@ def seconds(model: Model, images: data.Images, query: int) -> float:
     with torch.no_grad(), rng.rows(0, images.ids, torch.full_like(images.ids, query)):
         model(images.images)
     return time.perf_counter() - start
+
+
+def multiply_adds(model: Model, images: data.Images) -> float:
+    """Of one image, in millions: convolutions and matrix products, two operations each."""
+    with FlopCounterMode(display=False) as counted:
+        seconds(model, images[:1], 0)
+    return float(counted.get_total_flops()) / 2 / 1e6
 
 
 def undefended(name: str) -> str:
@@ -61,7 +69,7 @@ def main() -> None:
         own = 1000 * statistics.median(own for _, own in times) / BATCH
         rows[stack.name] = {
             "label": cell.label, "place": cell.place, "model": cell.model, "ratio": middle, "quartiles": [low, high],
-            "milliseconds": own,
+            "milliseconds": own, "multiply_adds": multiply_adds(stack.model, images),
         }  # fmt: skip
         print(f"{cell.label:32} {middle:6.2f}   (quartiles {low:.2f} to {high:.2f}; {own:.3f} ms an image)", flush=True)
     if chosen.out:

@@ -42,10 +42,18 @@ def code(modules: Iterable[str]) -> str:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise ValueError(f"expected an importable module, but got {name!r}")
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        seen[name] = ast.unparse(_without_docstrings(tree))
-        waiting += _imported(tree)
+        path = Path(spec.origin)
+        seen[name], imported = _read(path, path.stat().st_mtime_ns)
+        waiting += imported
     return _hash(f"{name}\n{seen[name]}".encode() for name in sorted(seen))
+
+
+@functools.cache
+def _read(path: Path, changed: int) -> tuple[str, tuple[str, ...]]:
+    """What a module's file means, and the modules of the library that it imports; `changed` is when it was written."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    meaning = ast.unparse(_without_docstrings(tree))
+    return meaning, tuple(_imported(tree))
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

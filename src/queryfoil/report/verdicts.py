@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from queryfoil import metrics
 from queryfoil.report.sheets import Difference
 
@@ -47,6 +49,20 @@ def below(hits: int, n: int, margin: float) -> Shown:
     """Whether a share of n images is below a margin in percent, by its 95 % interval."""
     low, high = metrics.wilson(hits, n)
     return True if 100 * high < margin else False if 100 * low > margin else None
+
+
+def deviation(values: Sequence[float]) -> metrics.Interval:
+    """95 % interval of the standard deviation of which these few values are a sample.
+
+    By chi-squared, whose quantiles are those of Wilson and Hilferty (1931).
+
+    >>> [round(v, 2) for v in deviation([1, 2, 3, 4, 5])]
+    [0.95, 4.72]
+    """
+    free = len(values) - 1
+    squares = float(np.var(values)) * len(values)
+    quantiles = [free * (1 - 2 / (9 * free) + z * np.sqrt(2 / (9 * free))) ** 3 for z in (1.959964, -1.959964)]
+    return metrics.Interval(*(float(np.sqrt(squares / q)) for q in quantiles))
 
 
 def count(parts: Sequence[Shown]) -> str:
