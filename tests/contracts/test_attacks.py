@@ -8,6 +8,8 @@ from torch import nn
 
 from helpers import Linear, Watch, images, labels_of, levels
 from queryfoil.attacks import ATTACKS, build
+from queryfoil.attacks.blind_square import BlindSquare
+from queryfoil.attacks.rays import RayS
 from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.losses import LOSSES
 from queryfoil.metrics import NEVER
@@ -20,6 +22,9 @@ HYPER = {  # so that attacks made for larger images and budgets get somewhere he
     "nes": {"pairs": 3},
     "nes-l2": {"lr": 0.1},
     "hopskipjump": {"probes": 8},
+    "signopt": {"turns": 20},
+    "surfree": {"low": 1.0},
+    "cgba": {"probes": 8, "reduction": 1.0},
     "querynet": {"steps": 2, "batch": 16, "width": 4},
     "bandits": {"lr": 3 / 255, "prior_lr": 0.1},
     "bandits-l2": {"lr": 0.05, "probe": 0.1, "exploration": 0.1},
@@ -32,6 +37,8 @@ def enough(attack, queries):
     return queries if attack.loss is not None else 6 * queries
 
 
+WITHOUT_DRAWS = (SignHunter, RayS)
+BLIND = (BlindSquare,)  # attacks that use no answer, so that chance is all they have
 TRAINING = {"querynet"}  # attacks that train networks at every query: their contract is for `make test-all`
 SLOW = pytest.mark.slow
 
@@ -47,9 +54,11 @@ KINDS = [
 ]
 ROWWISE = [p for p in KINDS if p.values[0].rowwise]
 WITH_SCORES = [p for p in KINDS if p.values[0].loss is not None]
+SEEING = [p for p in KINDS if not isinstance(p.values[0], BLIND)]
 TARGETABLE = [p for p in KINDS if p.values[0].targetable]
 
 every_attack = pytest.mark.parametrize(("attack", "norm"), KINDS)
+every_seeing_attack = pytest.mark.parametrize(("attack", "norm"), SEEING)
 every_rowwise_attack = pytest.mark.parametrize(("attack", "norm"), ROWWISE)
 
 
@@ -257,7 +266,7 @@ def at_the_same_distance(norm):
     return model, x
 
 
-@every_attack
+@every_seeing_attack
 def test_it_comes_near_the_closed_form_of_a_linear_model(attack, norm):
     model, x = at_the_same_distance(norm)
     task = right_task(model, x, norm, eps=NEAR[norm] * DISTANCE[norm])
@@ -284,7 +293,7 @@ def fallen_to_random_corners(model, task, queries):
     return int(reached.sum())
 
 
-@every_attack
+@every_seeing_attack
 def test_it_beats_random_corners_of_the_ball_at_equal_budget(attack, norm):
     model, x = at_the_same_distance(norm)
     task = right_task(model, x, norm, eps=1.8 * DISTANCE[norm])
@@ -335,7 +344,7 @@ def test_it_neither_reads_nor_changes_the_global_random_states(attack, norm):
     assert_same(first, run(attack, model, task, 30))
 
 
-@pytest.mark.parametrize(("attack", "norm"), [p for p in KINDS if not isinstance(p.values[0], SignHunter)])
+@pytest.mark.parametrize(("attack", "norm"), [p for p in KINDS if not isinstance(p.values[0], WITHOUT_DRAWS)])
 def test_another_seed_gives_another_course(attack, norm):
     model = Linear()
     first, second = (run(attack, model, right_task(model, images(30), norm, seed=seed), 60) for seed in (0, 1))

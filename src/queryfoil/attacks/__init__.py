@@ -7,13 +7,18 @@ from typing import Any
 
 from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
 from queryfoil.attacks.bandits import Bandits
+from queryfoil.attacks.blind_square import BlindSquare
+from queryfoil.attacks.cgba import CGBA
 from queryfoil.attacks.hopskipjump import HopSkipJump
 from queryfoil.attacks.nes import NES
 from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.rambo import RamBo
+from queryfoil.attacks.rays import RayS
+from queryfoil.attacks.sign_opt import SignOPT
 from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.square import Square
+from queryfoil.attacks.surfree import SurFree
 from queryfoil.checks import lookup
 from queryfoil.run import Attack
 
@@ -26,6 +31,11 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "querynet": QueryNet,
     "hopskipjump": HopSkipJump,
     "rambo": RamBo,
+    "rays": RayS,
+    "signopt": SignOPT,
+    "surfree": SurFree,
+    "cgba": CGBA,
+    "blind_square": BlindSquare,
 }
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = tomllib.loads(
