@@ -11,30 +11,37 @@ from helpers import Declared, Linear, images
 from queryfoil import rng
 from queryfoil.defenses import DEFENSES
 from queryfoil.defenses.aaa import AAA
+from queryfoil.defenses.boundary import BoundaryNoise
+from queryfoil.defenses.coarse import HighConfidence, RoundedScores, TopK
 from queryfoil.defenses.dent import DENT
+from queryfoil.defenses.dld import DLD
 from queryfoil.defenses.noise import InputNoise
 from queryfoil.defenses.pni import PNI
 from queryfoil.defenses.preprocess import JPEG
-from queryfoil.oracle import answers
+from queryfoil.defenses.reverse_sigmoid import ReverseSigmoid
+from queryfoil.defenses.rfd import RFD
+from queryfoil.defenses.rls import RLS
+from queryfoil.oracle import answers, as_log_scores
 
 
 class Behind(nn.Module):
-    """A model behind a batch norm and a convolution that change nothing, for defenses that need such layers."""
+    """A model behind a batch norm, a convolution and a stage that change nothing, for defenses that need them."""
 
     def __init__(self, model):
         super().__init__()
         self.bn, self.conv, self.model = nn.BatchNorm2d(1, eps=0), nn.Conv2d(1, 1, 3, 1, 1, bias=False), model
+        self.layer1 = nn.Identity()
         nn.init.dirac_(self.conv.weight)
         self.output = getattr(model, "output", "logits")
-        for module in (self, self.bn, self.conv):
+        for module in (self, self.bn, self.conv, self.layer1):
             module.training = model.training
 
     def forward(self, x):
-        return self.model(self.conv(self.bn(x)))
+        return self.model(self.layer1(self.conv(self.bn(x))))
 
 
 def needed(name, model):
-    return Behind(model) if name in ("dent", "pni") else model
+    return Behind(model) if name in ("dent", "pni", "rfd") else model
 
 
 BUILDS = {
@@ -49,6 +56,20 @@ BUILDS = {
     "aaa(dent)": lambda model: AAA(DENT(Behind(model)), tau=2.0),
     "aaa(jpeg)": lambda model: AAA(JPEG(model), tau=2.0),
     "aaa(aaa)": lambda model: AAA(AAA(model, tau=2.0)),
+    "dld, narrow": lambda model: DLD(model, tau=1.0, low_slope=0.5, step=0.5, high_ratio=0.2),
+    "rls normal": lambda model: RLS(model, law="normal"),
+    "rfd": lambda model: RFD(Behind(model), std=0.03),
+    "rfd relative": lambda model: RFD(Behind(model), std=0.05, layers="layer1", relative=True),
+    # more sure than 0.3 are all answers of the linear model
+    "boundary_noise": lambda model: BoundaryNoise(model, theta=0.99),
+    "rounded, 1 decimal": lambda model: RoundedScores(model, decimals=1),
+    "rounded as in ART": lambda model: RoundedScores(model, keep_label=False),
+    "reverse sigmoid as in ART": lambda model: ReverseSigmoid(model, keep_label=False),
+    "top 2": lambda model: TopK(model, k=2, rest="equal"),
+    "high confidence, the rest equal": lambda model: HighConfidence(model, threshold=0.9, rest="equal"),
+    "high confidence as in ART": lambda model: HighConfidence(model, keep_label=False),
+    "aaa(top_k)": lambda model: AAA(TopK(model), tau=2.0),
+    "rounded(rls)": lambda model: RoundedScores(RLS(model)),
 }
 BAD = {  # settings that each defense must refuse
     "aaa": [
@@ -74,6 +95,30 @@ BAD = {  # settings that each defense must refuse
     "jpeg": [{"quality": 0}, {"quality": 96}, {"quality": 75.0}],
     "median": [{"size": 1}, {"size": 8}, {"size": True}],
     "total_variation": [{"keep": 0.0}, {"keep": 1.1}, {"weight": 0.0}, {"weight": float("inf")}, {"steps": 0}],
+    "dld": [
+        {"tau": 0.0},
+        {"tau": float("inf")},
+        {"low_slope": 0.0},  # the low line would end in a tie
+        {"low_slope": 1.0},
+        {"step": 0.0},
+        {"step": 1.1},
+        {"high_ratio": -0.1},
+        {"high_ratio": 1.1},
+        {"high_ratio": float("nan")},
+    ],
+    "rls": [{"law": "gamma"}],
+    "rfd": [{"std": -0.1}, {"std": float("nan")}, {"layers": "layer9"}, {"layers": ["layer1", "layer9"]}],
+    "boundary_noise": [{"theta": 0.0}, {"theta": 1.1}, {"std": -0.1}, {"std": float("inf")}],
+    "rounded": [{"decimals": 0}, {"decimals": 7}, {"decimals": 2.5}, {"decimals": True}],
+    "reverse_sigmoid": [{"beta": 0.0}, {"gamma": 0.0}, {"gamma": float("inf")}, {"beta": float("nan")}],
+    "top_k": [{"k": 0}, {"k": 1.5}, {"rest": "none"}],
+    "label_only": [],
+    "high_confidence": [
+        {"threshold": 0.0},
+        {"threshold": 1.1},
+        {"rest": "none"},
+        {"rest": "equal", "keep_label": False},
+    ],
 }
 
 KEEPING = {
@@ -81,6 +126,11 @@ KEEPING = {
     for name, build in BUILDS.items()
     if (model := build(Linear())) and model.keeps_label and model.deterministic
 }
+
+SHOWS_PROBS = ("rounded", "top_k", "label_only", "high_confidence")
+"""Show probabilities, whatever the model gives."""
+
+UNNORMALIZED = ("rounded as in ART", "high confidence as in ART")
 
 every_defense = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 
@@ -193,13 +243,17 @@ def test_a_declared_label_is_kept_where_classes_are_tied(build, classes):
 def test_scores_stay_what_the_model_declares_them_to_be(build, output):
     inner = Declared(Linear(), output)
     model = build(inner)
-    assert model.output == output
+    kinds = tuple(DEFENSES[name] for name in SHOWS_PROBS)
+    shows_probs = any(isinstance(layer, kinds) for layer in model.modules())
+    normalized = build not in [BUILDS[name] for name in UNNORMALIZED]
+    assert model.output == ("probs" if shows_probs else output)
     x = images(20)
     scores = ask(model, x)
-    if output == "probs":
+    if model.output == "probs":
         assert bool((scores >= 0).all())
-        torch.testing.assert_close(scores.sum(1), torch.ones(20))
-    if output == "log_probs":
+        if normalized:
+            torch.testing.assert_close(scores.sum(1), torch.ones(20))
+    if model.output == "log_probs":
         torch.testing.assert_close(scores.logsumexp(1), torch.zeros(20), atol=1e-5, rtol=0)
     if model.keeps_label:
         assert torch.equal(scores.argmax(1), ask(model.model, x).argmax(1))
@@ -208,8 +262,10 @@ def test_scores_stay_what_the_model_declares_them_to_be(build, output):
 @every_defense
 def test_probabilities_and_their_logarithms_are_protected_alike(build):
     x = images(20)
-    probs, log_probs = (ask(build(Declared(Linear(), output)), x) for output in ("probs", "log_probs"))
-    torch.testing.assert_close(probs.log(), log_probs, atol=1e-3, rtol=1e-3)
+    models = [build(Declared(Linear(), output)) for output in ("probs", "log_probs")]
+    # of a probability below 1e-38 there is no logarithm
+    probs, log_probs = (as_log_scores(ask(model, x), model.output).clamp_min(-80) for model in models)
+    torch.testing.assert_close(probs, log_probs, atol=1e-3, rtol=1e-3)
 
 
 @every_defense

@@ -5,10 +5,16 @@ from typing import Any
 from torch import nn
 
 from queryfoil.defenses.aaa import AAA
+from queryfoil.defenses.boundary import BoundaryNoise
+from queryfoil.defenses.coarse import HighConfidence, LabelOnly, RoundedScores, TopK
 from queryfoil.defenses.dent import DENT
+from queryfoil.defenses.dld import DLD
 from queryfoil.defenses.noise import InputNoise, OutputNoise
 from queryfoil.defenses.pni import PNI
 from queryfoil.defenses.preprocess import JPEG, BitDepth, Median, TotalVariation
+from queryfoil.defenses.reverse_sigmoid import ReverseSigmoid
+from queryfoil.defenses.rfd import RFD
+from queryfoil.defenses.rls import RLS
 from queryfoil.defenses.temperature import TemperatureScaling
 
 DEFENSES: dict[str, Any] = {
@@ -22,6 +28,15 @@ DEFENSES: dict[str, Any] = {
     "jpeg": JPEG,
     "median": Median,
     "total_variation": TotalVariation,
+    "dld": DLD,
+    "rls": RLS,
+    "rfd": RFD,
+    "boundary_noise": BoundaryNoise,
+    "rounded": RoundedScores,
+    "reverse_sigmoid": ReverseSigmoid,
+    "top_k": TopK,
+    "label_only": LabelOnly,
+    "high_confidence": HighConfidence,
 }
 """Name to class: the model first, then settings by name."""
 
