@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from queryfoil import files, pictures, provenance, summary, table
-from queryfoil.attacks import settings
+from queryfoil.attacks import modules, settings
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
 from queryfoil.defenses import DEFENSES, tau_of
 from queryfoil.defenses.aaa import AAA
@@ -28,7 +28,7 @@ from queryfoil.models.zoo import on_device
 from queryfoil.oracle import answers
 from queryfoil.pictures import Pictures
 from queryfoil.plan import Defense, Settings, digest, reasons
-from queryfoil.prepare import attack_module, name_of
+from queryfoil.prepare import name_of
 from queryfoil.report.cells import Row
 from queryfoil.store import CellStore, Store
 from queryfoil.task import random_targets
@@ -186,7 +186,7 @@ def prepare(request: Request, device: str) -> Prepared:
         },
         [
             "queryfoil.models.victim",
-            attack_module(attack),
+            *sorted(modules(attack)),
             *([DEFENSES[request.defense].__module__] if request.defense else []),
         ],
         device,

@@ -10,8 +10,7 @@ from rich.table import Table
 
 from queryfoil import __version__, attacking, grid, plan, prepare
 from queryfoil import bench as running
-from queryfoil.attacks import ATTACKS
-from queryfoil.attacks.acceptance import ACCEPTANCE
+from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
@@ -117,7 +116,9 @@ def attack(
     n: Annotated[int | None, typer.Option("--n", help="Attack the first n images; all if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
     loss: Annotated[str | None, typer.Option(help="What the attacker minimizes; the attack's own if left out.")] = None,
-    accept: Annotated[str, typer.Option(help="Acceptance rule of a random search: greedy, op or bi.")] = "greedy",
+    accept: Annotated[
+        str, typer.Option(help="Acceptance rule of a random search; `queryfoil list` shows all.")
+    ] = "greedy",
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyper-parameter of the attack; repeat.")
     ] = None,
@@ -264,7 +265,8 @@ def list_command() -> None:
     """Show every attack, acceptance rule, defense, model, data set, recipe and plan, with a line each."""
     groups: dict[str, dict[str, str]] = {
         "attacks": {k: _first_line(v) for k, v in ATTACKS.items()},
-        "acceptance rules": {k: _first_line(v) for k, v in ACCEPTANCE.items()},
+        "acceptance rules": {k: _first_line(v) for k, v in RULES.items()},
+        "readings of the scores": {k: _first_line(v) for k, v in READINGS.items()},
         "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
         "models": {k: f"{v.about}; {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
         "published weights (NAME=PATH)": {k: v.about for k, v in PUBLISHED.items()},

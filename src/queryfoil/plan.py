@@ -12,8 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor
 
 from queryfoil import grid
-from queryfoil.attacks import ATTACKS, build, settings
-from queryfoil.attacks.acceptance import ACCEPTANCE
+from queryfoil.attacks import ATTACKS, RULES, build, settings
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
@@ -100,7 +99,7 @@ class Settings(BaseModel):
     def _fit_together(self) -> Self:
         for registry, name, kind in (
             (ATTACKS, self.attack, "attack"),
-            (ACCEPTANCE, self.accept, "acceptance rule"),
+            (RULES, self.accept, "acceptance rule"),
             (NORMS, self.norm, "norm"),
         ):
             lookup(registry, name, kind)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from queryfoil import data, provenance
-from queryfoil.attacks import settings
+from queryfoil.attacks import modules, settings
 from queryfoil.checks import lookup
 from queryfoil.chunks import Job
 from queryfoil.data import DATASETS, Images
@@ -95,7 +95,7 @@ class Supplies:
                 "stack": stack.name,
                 "images": source.attacked_hash,
             },
-            [attack_module(attack)],
+            sorted(modules(attack)),
             self.device,
         )
         shown, undefended = (self._scores(s, source, cell) for s in (stack, plain))
@@ -174,7 +174,7 @@ class Supplies:
     def _code(self, stack: Stack, attack: Attack[Any]) -> dict[str, str]:
         """The modules whose code decides the cell, with the hash of each and all that it imports."""
         layers = stack.model.modules() if isinstance(stack.model, nn.Module) else []
-        names = {attack_module(attack), *(type(layer).__module__ for layer in layers)}
+        names = {*modules(attack), *(type(layer).__module__ for layer in layers)}
         return {name: provenance.code([name]) for name in sorted(names) if name.startswith("queryfoil.")}
 
 
@@ -189,11 +189,6 @@ def name_of(decides: dict[str, Any], modules: Iterable[str], device: str) -> str
     Versions of torch, threads and instruction set, on which last bits depend, are written beside each result instead.
     """
     return digest({**decides, "code": provenance.code(modules), "device": torch.device(device).type})
-
-
-def attack_module(attack: Attack[Any]) -> str:
-    """The module of an attack; with all that it imports, the code that runs it."""
-    return type(attack).__module__
 
 
 def clean_answers(model: Model, images: Images, seed: int) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
+from queryfoil.attacks.adaptive import Adaptive
 from queryfoil.attacks.bandits import Bandits
 from queryfoil.attacks.blind_square import BlindSquare
 from queryfoil.attacks.cgba import CGBA
@@ -14,11 +15,13 @@ from queryfoil.attacks.nes import NES
 from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.rambo import RamBo
 from queryfoil.attacks.rays import RayS
+from queryfoil.attacks.readings import READINGS as READINGS
 from queryfoil.attacks.sign_opt import SignOPT
 from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
+from queryfoil.attacks.tactics import TACTICS, Tactic
 from queryfoil.checks import lookup
 from queryfoil.run import Attack
 
@@ -37,6 +40,9 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "cgba": CGBA,
     "blind_square": BlindSquare,
 }
+
+RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
+"""The paper's acceptance rules, and those of attackers who expect a defense."""
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = tomllib.loads(
     (Path(__file__).parent.parent / "shipped" / "presets.toml").read_text(encoding="utf-8")
@@ -57,11 +63,14 @@ def build(
 
     `accept` names an acceptance rule, whose own parameters are among `hyper`; only attacks that have one
     take it. `norm` decides the defaults of some. `tau` is the defense's, where it is known: half of it is
-    the threshold of `op` and `bi`. `preset` ("cifar10" or "imagenet") sets the paper's hyper-parameters,
-    which `hyper` overrides.
+    the threshold of `op` and `bi`, and readings take it. `preset` ("cifar10" or "imagenet") sets the paper's
+    hyper-parameters, which `hyper` overrides. `hyper` may also have a `reading` of `READINGS` with its parameters, and
+    `neighbours` with their `radius` (see `adaptive`).
 
     >>> build("square", "bi", tau=4.0, p_init=0.1)
     Square(p_init=0.1, horizon=10000, accept=Bidirectional(threshold=2.0))
+    >>> build("square", "reverse", patience=5, reading="invert_linear", tau=4.0).reading
+    InvertLinear(tau=4.0, alpha=1.0)
     """
     kind: Any = lookup(ATTACKS, name, "attack")
     known = [field.name for field in fields(kind)]
@@ -69,23 +78,35 @@ def build(
     if preset is not None:
         usual |= _preset(preset, name, norm)
     hyper = usual | hyper
-    rule: Any = lookup(ACCEPTANCE, accept, "acceptance rule")
+    rule: Any = lookup(RULES, accept, "acceptance rule")
+    reading: Any = None if "reading" not in hyper else lookup(READINGS, hyper.pop("reading"), "reading")
+    adapted: dict[str, Any] = {key: hyper.pop(key) for key in ("neighbours", "radius") if key in hyper}
+    if reading is not None:
+        adapted["reading"] = _part(reading, hyper, {} if tau is None else {"tau": tau})
+        known += [field.name for field in fields(reading)]
     extra: dict[str, Any] = {}
     if "accept" in known:
         known.remove("accept")
-        parameters = [field.name for field in fields(rule)]
-        chosen = {key: hyper.pop(key) for key in parameters if key in hyper}
-        if tau is not None and "threshold" in parameters:
-            chosen.setdefault("threshold", tau / 2)
-        extra = {"accept": rule(**chosen)}
-        known += parameters
+        part = _part(rule, hyper, {} if tau is None else {"threshold": tau / 2})
+        known += [field.name for field in fields(rule)]
+        if accept in TACTICS:
+            adapted["tactic"] = part
+        else:
+            extra = {"accept": part}
     elif accept != "greedy":
         raise ValueError(f"{name} has no acceptance rule, so accept={accept!r} would have no effect; leave it out")
     for given in hyper:
         if given not in known:
             raise ValueError(f"{name} does not take these hyper-parameters: {given}; it takes {', '.join(known)}")
     attack: Attack[Any] = kind(**hyper, **extra)
-    return attack
+    return Adaptive(attack, **adapted) if adapted else attack
+
+
+def _part(kind: Any, hyper: dict[str, Any], usual: dict[str, Any]) -> Any:
+    """A rule or reading with its own hyper-parameters, which are taken out of `hyper`; `usual` has defaults."""
+    names = [field.name for field in fields(kind)]
+    own = {name: hyper.pop(name) for name in names if name in hyper}
+    return kind(**{name: value for name, value in usual.items() if name in names} | own)
 
 
 def _preset(preset: str, name: str, norm: str) -> dict[str, Any]:
@@ -103,6 +124,22 @@ def settings(attack: Attack[Any]) -> dict[str, Any]:
     >>> settings(build("square"))
     {'p_init': 0.05, 'horizon': 10000, 'accept': 'greedy'}
     """
+    if isinstance(attack, Adaptive):
+        found = settings(attack.attack)
+        if attack.tactic is not None:
+            found |= {"accept": attack.tactic.name, **vars(attack.tactic)}
+        if attack.reading is not None:
+            found |= {"reading": attack.reading.name, **vars(attack.reading)}
+        around = {"neighbours": attack.neighbours, "radius": attack.radius}
+        return found | (around if attack.neighbours > 1 else {})
     values = asdict(attack)  # type: ignore[call-overload]
     rule: Rule | None = getattr(attack, "accept", None)
     return values if rule is None else {**values, "accept": rule.name, **values["accept"]}
+
+
+def modules(attack: Attack[Any]) -> set[str]:
+    """The modules of an attack and its parts; with all that they import, the code that runs it."""
+    parts: list[Any] = [attack]
+    if isinstance(attack, Adaptive):
+        parts += [part for part in (attack.attack, attack.tactic, attack.reading) if part is not None]
+    return {type(part).__module__ for part in parts}
