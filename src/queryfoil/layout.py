@@ -17,7 +17,8 @@ class Layout(BaseModel):
 
     Each combination of entries on the axes `rows` is a row, which shows `show` ("accuracy" left or "queries", at `at`
     queries); before these stand rows of calibration and clean accuracy for each combination on the axes `users`.
-    `columns` is the axis of the columns. `over` is an axis to average over.
+    `columns` is the axis of the columns. `over` is an axis to average over. With `worst`, a row before the others
+    counts an image of a column as left only if it is left by every attack of the column that sees scores.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +29,7 @@ class Layout(BaseModel):
     at: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     show: tuple[Literal["accuracy", "queries"], ...] = ("accuracy",)
     over: str | None = None
+    worst: bool = False
     ours: str | None = None  # the column whose place among the others the paper argues for
     figures: tuple[Literal["queries", "losses", "scores", "sweep", "curves"], ...] = ()
 

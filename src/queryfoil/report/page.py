@@ -67,11 +67,26 @@ def headline(rows: list[Row]) -> str:
     return f"Accuracy left after {after} an image – {'; '.join(left)}."
 
 
+def _lead(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str | None:
+    """The result in a sentence, where one is enough: without a table, or as the worst of all attacks."""
+    if sheet is None:
+        return headline(rows)
+    if plan.layout is None or not plan.layout.worst:
+        return None
+    left = next(line for line in sheet.lines if line.label == sheets.WORST).values
+    at = " / ".join(map(str, plan.layout.at))
+    return (
+        f"Accuracy left after {at} queries an image under the worst attack for each image (in brackets, of how many "
+        "that see scores) – " + "; ".join(f"{column}: {value.ours}" for column, value in left.items()) + "."
+    )
+
+
 def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str:
     """The table and its conditions, for a README or an issue."""
     columns = cells.columns(rows)
     lines = [f"# {plan.name}", "", plan.about + ".", ""]
-    lines += [headline(rows), ""] if sheet is None else [BESIDE, "", *sheets.markdown(sheet), ""]
+    lines += [line for text in (_lead(plan, rows, sheet), sheet and BESIDE) if text for line in (text, "")]
+    lines += [*sheets.markdown(sheet), ""] if sheet else []
     lines += [
         f"| {cells.subject(rows)} | " + " | ".join(c.heading for c in columns) + " |",
         "|---|" + "---:|" * len(columns),
@@ -92,7 +107,7 @@ def html(plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.She
     template = environment.from_string((resources("queryfoil.report") / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         plan=plan,
-        headline=headline(rows) if sheet is None else None,
+        headline=_lead(plan, rows, sheet),
         sheet=sheet,
         beside=BESIDE,
         subject=cells.subject(rows),

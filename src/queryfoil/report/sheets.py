@@ -122,6 +122,8 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
                 values = {c: Value(text(found[0]), paper.get(c, "")) for c, found in cells.items()}
                 pairs = [] if layout.over else _pairs(cells, paper, [lambda a, b, d=difference: d(a, b)], [None])
                 lines.append(Line(label, values, _order(pairs, layout.ours)))
+    if layout.worst:
+        lines.append(_worst(placed, layout))
     for group, cells in _groups(placed, layout.rows, layout.columns).items():
         for what in layout.show:
             label = ", ".join(group) if len(layout.show) == 1 else {"queries": "average queries"}.get(what, what)
@@ -131,6 +133,25 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
             pairs = [] if layout.over or what == "queries" else _pairs(cells, paper, by_q, layout.at)
             lines.append(Line(label, values, _order(pairs, layout.ours)))
     return Sheet(columns, lines)
+
+
+WORST = "worst of all"
+
+
+def _worst(placed: Sequence[CellResult], layout: Layout) -> Line:
+    """Images of each column that are left by every attack that sees scores, at each number of queries."""
+    values = {}
+    for column, cells in _groups(placed, [], layout.columns).get((), {}).items():
+        attacked = [r.attacked for r in cells if r.cell.loss is not None]
+        if attacked:
+            ids = [a.column("id").to_pylist() for a in attacked]
+            assert all(found == ids[0] for found in ids), "cells of other images"
+            first = np.min([table.fooled_at(a) for a in attacked], axis=0)
+            texts = [
+                f"{100 * np.mean(first > q):.1f} ± {_half(int((first > q).sum()), len(first)):.1f}" for q in layout.at
+            ]
+            values[column] = Value(" / ".join(texts) + f" ({len(attacked)})", "")
+    return Line(WORST, values, "")
 
 
 Groups = dict[tuple[str, ...], dict[str, list[CellResult]]]
