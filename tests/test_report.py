@@ -8,11 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from queryfoil import bench, plan, summary
+from queryfoil import bench, plan, summary, table
 from queryfoil.plan import Plan
-from queryfoil.report import cells, drawing, figures, page
+from queryfoil.report import cells, drawing, figures, page, sheets
 from queryfoil.store import Store
 from queryfoil.summary import CellResult
 
@@ -197,3 +198,54 @@ def test_rows_of_different_budgets_stand_under_their_own_headings(tmp_path: Path
         assert shown["ECE"].value == cells.percent(row["ece"])
     assert "after the queries in brackets" in page.headline(rows)
     assert "(20)" in page.headline(rows)
+
+
+WORST = """
+name = "two"
+about = "Two attackers"
+[defaults]
+dataset = "fashion-mnist"
+model = "fashion-resnet"
+eps = "16/255"
+budget = 30
+n = 40
+[[grid]]
+defense = ["None", "DLD"]
+attacker = ["greedy", "drift"]
+[[grid]]
+defense = ["DLD"]
+attacker = ["labels"]
+[axis.defense]
+None = {}
+DLD = { defenses = [{ name = "dld" }] }
+[axis.attacker]
+greedy = { attack = "square" }
+drift = { attack = "square", accept = "drift", hyper = { p_init = 0.8 } }
+labels = { attack = "rays" }
+[layout]
+rows = ["attacker"]
+users = []
+columns = "defense"
+worst = true
+at = [5, 30]
+"""
+
+
+def test_the_worst_attack_of_each_image_leads_the_page(tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(WORST)
+    bench.bench(plan.read(tmp_path / "two.toml"), tmp_path / "out")
+    page.write(tmp_path / "out")
+    found = sheets.sheet(*summary.collect(Store(tmp_path / "out")))
+    (line,) = (line for line in found.lines if line.label == sheets.WORST)
+    for column in ("None", "DLD"):
+        results = [r for r in summary.collect(Store(tmp_path / "out"))[1] if r.cell.place["defense"] == column]
+        fooled = [table.fooled_at(r.attacked) for r in results if r.cell.attack == "square"]  # two that see scores
+        assert len(fooled) == 2
+        assert not np.array_equal(*fooled)
+        left = [100 * float(np.mean((fooled[0] > q) & (fooled[1] > q))) for q in (5, 30)]
+        assert [float(part.split(" ±")[0]) for part in line.values[column].ours.split(" / ")] == left
+        assert line.values[column].ours.endswith("(2)")
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "under the worst attack for each image" in text
+        assert line.values["DLD"].ours in text
