@@ -80,7 +80,7 @@ def write(folder: str | Path, out: str | Path) -> list[claims.Judged]:
         lines += [TABLE_1]
     for name in sorted(found, key=_place):
         plan, results = found[name]
-        if plan.layout is not None and results:
+        if plan.scale is not None and results:  # those of the paper
             lines += ["", f"## {plan.about}", "", *_section(plan, results, source, target)]
     lines += ["", "## Table 11 of the paper: hyper-parameters of the attacks", "", *overview.table_11()]
     files.write_text(target, "\n".join(lines) + "\n")
