@@ -11,6 +11,8 @@ from queryfoil import provenance
         "from queryfoil import metrics",
         "from queryfoil.metrics import NEVER",
         "from queryfoil.metrics.counts import NEVER",
+        "from queryfoil.metrics import calibration, usefulness",
+        "from queryfoil.metrics.usefulness import usefulness",
     ],
 )
 def test_metrics_are_no_part_of_what_decides_a_result(line):

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from queryfoil.metrics.inputs import checked
+from queryfoil.metrics.inputs import checked, top
 
 
 def nll(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
@@ -26,3 +26,13 @@ def brier(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
     """
     p, y = checked(probs, labels)
     return float(((p - np.eye(p.shape[1])[y]) ** 2).sum(1).mean())
+
+
+def top_label_brier(probs: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Mean of (top probability - [top class is the label])^2, in [0, 1]: what some call the Brier score.
+
+    >>> round(top_label_brier([[0.8, 0.2], [0.8, 0.2]], [0, 1]), 2)
+    0.34
+    """
+    confidence, correct = top(probs, labels)
+    return float(((confidence - correct) ** 2).mean())
