@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from test_metrics import random_probs
 from test_metrics_calibration import calibrated
 from test_metrics_selective import tied_probs, two_classes
 
+PAGE = Path(__file__).parent.parent / "docs/metrics.md"
 BY_NAME = {
     "accuracy": lambda p, y: np.mean(p.argmax(1) == y),
     "nll": metrics.nll,
@@ -188,3 +191,23 @@ def test_what_makes_no_sense_is_refused(change, message):
     probs, labels = random_probs()
     with pytest.raises(ValueError, match=message):
         metrics.usefulness(**{"probs": probs, "labels": labels, "raw_probs": probs, **change})
+
+
+def test_every_figure_is_explained_in_its_page():
+    text = PAGE.read_text(encoding="utf-8").split("## The figures")[1]
+    first_cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    probs, labels = random_probs()
+    assert sorted(named) == sorted(metrics.usefulness(probs, labels, probs, draws=1))
+
+
+@pytest.mark.slow
+def test_the_table_of_the_page_is_what_its_code_prints(capsys):
+    text = PAGE.read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    exec(compile(block, str(PAGE), "exec"), {"__name__": "page"})
+    table = text.split("<!-- table: begin -->\n")[1].split("<!-- table: end -->")[0]
+    printed = capsys.readouterr().out
+    assert re.sub(r"[-\d.e]+", "#", printed) == re.sub(r"[-\d.e]+", "#", table)
+    numbers = [[float(v) for v in re.findall(r"(?<=[ (])-?\d[-\d.e]*|nan", t)] for t in (printed, table)]
+    np.testing.assert_allclose(*numbers, rtol=0.05, atol=0.003)

@@ -52,18 +52,19 @@ def usefulness(
 
     rows = bootstrap(len(y), draws)
     counts = np.stack([np.bincount(row, minlength=len(y)) for row in rows]).astype(np.float64)
-    shown, undefended = _Column(p, y, rows), _Column(raw, y, rows)
-    gaps = {name: _with_bins(gap, bins) for name, gap in GAPS.items()}
+    figures = {name: _with_bins(gap, bins) for name, gap in GAPS.items()} | SELECTION
+    column, undefended = _Column(p, y, rows), _Column(raw, y, rows)
+    shown = {name: column.figure(f) for name, f in figures.items()}
     return {
         **{name: _mean(values, counts) for name, values in _right(p, y).items()},
-        **{name: _estimate(*shown.figure(gap), None if name == "mce" else SHARE) for name, gap in gaps.items()},
+        **{name: _estimate(*shown[name], None if name == "mce" else SHARE) for name in GAPS},
         "ece_by_chance": ece_by_chance(p, bins, draws),
-        "ece_change": _change(shown, undefended, gaps["ece"], (-1.0, 1.0)),
+        "ece_change": _change(shown["ece"], undefended.figure(figures["ece"]), (-1.0, 1.0)),
         "near_boundary_ece": _near_boundary(p, y, near, rows, bins),
         "classwise_ece": _classwise(p, y, counts, bins, 0.0),
         "classwise_ece_above_chance": _classwise(p, y, counts, bins, 1 / p.shape[1]),
-        **{name: _estimate(*shown.figure(f)) for name, f in SELECTION.items()},
-        "auroc_change": _change(shown, undefended, SELECTION["auroc"]),
+        **{name: _estimate(*shown[name]) for name in SELECTION},
+        "auroc_change": _change(shown["auroc"], undefended.figure(figures["auroc"])),
         "confidence_levels": Estimate(float(confidence_levels(p)), NAN, NAN),
         "tied_share": _mean(tied(p.max(1)), counts),
         **{name: _mean(values, counts) for name, values in _order(p, raw).items()},
@@ -135,8 +136,10 @@ def _estimate(value: float, values: Floats, bounds: tuple[float, float] | None =
     return Estimate(value, *(percentiles(values) if bounds is None else corrected(value, values, *bounds)))
 
 
-def _change(shown: _Column, undefended: _Column, f: Figure, bounds: tuple[float, float] | None = None) -> Estimate:
-    (value, values), (other, others) = shown.figure(f), undefended.figure(f)
+def _change(
+    shown: tuple[float, Floats], undefended: tuple[float, Floats], bounds: tuple[float, float] | None = None
+) -> Estimate:
+    (value, values), (other, others) = shown, undefended
     return _estimate(value - other, values - others, bounds)
 
 
