@@ -96,9 +96,11 @@ def test_the_maximum_calibration_error_is_the_largest_gap_of_a_bin(bins):
     assert metrics.mce(probs, labels, bins) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("bins", [1, 4, 15])
+@pytest.mark.parametrize("bins", [1, 4, 7, 15])
 def test_adaptive_bins_hold_equally_many_images(bins):
     probs, labels = random_probs()
+    right = np.argsort(np.argsort(probs.max(1))) // 10 % 2 == 0  # so that gaps have both signs, and edges matter
+    labels = np.where(right, probs.argmax(1), probs.argmin(1))
     rows = sorted(
         (top, answer == label) for top, answer, label in zip(probs.max(1), probs.argmax(1), labels, strict=True)
     )
@@ -111,10 +113,20 @@ def test_adaptive_bins_hold_equally_many_images(bins):
     assert metrics.adaptive_ece(probs, labels, bins) == pytest.approx(total)
 
 
-def test_images_of_equal_confidence_keep_their_order_in_adaptive_bins():
+def test_images_of_equal_confidence_keep_their_order_in_adaptive_bins_with_a_warning():
     probs = [[0.75, 0.25]] * 4
-    assert metrics.adaptive_ece(probs, [0, 0, 1, 1], bins=2) == pytest.approx((0.25 + 0.75) / 2)
-    assert metrics.adaptive_ece(probs, [0, 1, 0, 1], bins=2) == pytest.approx(0.25)
+    for labels, expected in (([0, 0, 1, 1], (0.25 + 0.75) / 2), ([0, 1, 0, 1], 0.25)):
+        with pytest.warns(UserWarning, match="100 % of the images share their confidence with another"):
+            assert metrics.adaptive_ece(probs, labels, bins=2) == pytest.approx(expected)
+
+
+def test_adaptive_bins_that_split_no_tie_or_hardly_one_give_no_warning():
+    pairs = probs_with_top([0.6, 0.6, 0.7, 0.7])
+    assert metrics.adaptive_ece(pairs, [0, 1, 0, 1], bins=2) == pytest.approx((0.1 + 0.2) / 2)
+    few = probs_with_top(
+        np.append(np.linspace(0.5, 0.9, 201).round(3), 0.7)
+    )  # 2 of 202 images, on both sides of the middle
+    assert metrics.adaptive_ece(few, np.zeros(202, dtype=int), bins=2) == pytest.approx(1 - few[:, 0].mean())
 
 
 @pytest.mark.parametrize("bins", [0, 5])
@@ -135,6 +147,12 @@ def test_classwise_error_is_that_of_each_class_against_the_rest(threshold):
         content = bins_by_loop([p for p, _ in kept], [hit for _, hit in kept], 15)
         errors.append(sum(abs(sum(c) - sum(h)) for c, h in content) / n)
     assert metrics.classwise_ece(probs, labels, threshold=threshold) == pytest.approx(np.mean(errors))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, math.nan])
+def test_a_threshold_that_keeps_all_or_nothing_is_refused(threshold):
+    with pytest.raises(ValueError, match="expected a threshold from 0 to below 1"):
+        metrics.classwise_ece([[0.75, 0.25]], [0], threshold=threshold)
 
 
 @pytest.mark.parametrize("metric", [metrics.ece, metrics.mce, metrics.adaptive_ece, metrics.classwise_ece])
@@ -226,6 +244,7 @@ def test_percentiles_hold_the_middle_95_percent_and_corrected_mirrors_them():
     assert metrics.percentiles(values) == pytest.approx((25, 975))
     assert metrics.corrected(400.0, values) == pytest.approx((-175, 775))
     assert metrics.corrected(400.0, values, low=0.0) == pytest.approx((0, 775))
+    assert metrics.corrected(400.0, values, low=0.0, high=700.0) == pytest.approx((0, 700))
     assert np.isnan(metrics.percentiles(np.array([1.0, math.nan]))).all()
 
 

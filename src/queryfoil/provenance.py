@@ -25,7 +25,7 @@ NOT_DECIDING = (
     "queryfoil.provenance",
 )
 """Modules that others import without their code deciding a recorded result: images are hashed themselves, and so is
-what `fit` finds, and a network, however it was named and loaded."""
+what `fit` finds, and a network, however it was named and loaded. The files of `queryfoil.metrics` are like it."""
 
 
 def code(modules: Iterable[str]) -> str:
@@ -73,7 +73,8 @@ def _imported(tree: ast.Module) -> list[str]:
                     importlib.util.find_spec(name) is not None
                 )
                 found.append(name if is_module else node.module)
-    return [name for name in found if name not in ("queryfoil", *NOT_DECIDING)]
+    left_out = ("queryfoil", *NOT_DECIDING)
+    return [name for name in found if name not in left_out and not name.startswith("queryfoil.metrics.")]
 
 
 def network(model: nn.Module) -> dict[str, str]:
