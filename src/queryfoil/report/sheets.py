@@ -116,11 +116,13 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
             for name, text, difference in (
                 ("ECE", _ece, ece_difference),
                 ("Acc", _clean, clean_difference),
+                *([("AUROC", _auroc, None)] if layout.worst else []),
             ):
                 label = ", ".join([*group, name])
                 paper = plan.paper.get(label, {})
                 values = {c: Value(text(found[0]), paper.get(c, "")) for c, found in cells.items()}
-                pairs = [] if layout.over else _pairs(cells, paper, [lambda a, b, d=difference: d(a, b)], [None])
+                by = [lambda a, b, d=difference: d(a, b)]
+                pairs = [] if layout.over or difference is None else _pairs(cells, paper, by, [None])
                 lines.append(Line(label, values, _order(pairs, layout.ours)))
     if layout.worst:
         lines.append(_worst(placed, layout))
@@ -175,6 +177,15 @@ def _clean(r: CellResult) -> str:
     probs, labels = shown(r)
     hits = int((probs.argmax(1) == labels).sum())
     return f"{100 * hits / len(labels):.1f} ± {_half(hits, len(labels)):.1f}"
+
+
+def _auroc(r: CellResult) -> str:
+    """How well the confidence tells right answers from wrong ones, in percent, with half a bootstrap interval."""
+    probs, labels = shown(r)
+    found = metrics.percentiles(
+        np.array([metrics.auroc(probs[rows], labels[rows]) for rows in metrics.bootstrap(len(labels), draws=200)])
+    )
+    return f"{100 * metrics.auroc(probs, labels):.1f} ± {50 * (found.high - found.low):.1f}"
 
 
 def _left(cells: Sequence[CellResult], what: str, layout: Layout) -> str:
