@@ -41,9 +41,10 @@ def cell_result(cell: Cell, left: float, clean: float, doubt: float, fitted: dic
         "fooled_at": pa.array(np.where(kept, NEVER, fooled), mask=kept),
     }
     raw = np.full(N, (RIGHT["None"][1] - RIGHT["None"][2]) / 100)
+    first = (rank >= round(N * (1 - RIGHT["None"][1] / 100))) == hit  # does the undefended network say 0?
     spread = {
         name: pa.array(np.log(np.stack([c, 1 - c], 1)).astype(np.float32).tolist(), table.SCORES)
-        for name, c in (("scores", confidence), ("undefended_scores", raw))
+        for name, c in (("scores", confidence), ("undefended_scores", np.where(first, raw, 1 - raw)))
     }
     clean_table = pa.table({"id": rank, "label": np.where(hit, 0, 1), **spread})
     info = {"fitted": [fitted for _ in cell.defenses]}
@@ -83,11 +84,11 @@ def invented(name: str, cell: Cell, right: bool) -> CellResult:
         left += (0.1 if right else 3) * int(place["seed"])
     if name == "figure4":
         axis = next(a for a in ("tau", "alpha", "beta") if a in place)
-        emphasis = float(place[axis]) * (-1 if axis == "beta" else 1)
-        temperature = np.exp(-emphasis / 10 if right else emphasis / 10)
-        if not right and place[axis] != {"tau": "6", "alpha": "1", "beta": "5"}[axis]:
-            left -= 15
-        doubt = 1 if right else 9
+        grid = sorted({float(c.place[axis]) for c in plan.read(name).cells if axis in c.place}, reverse=axis == "beta")
+        rank, usual = grid.index(float(place[axis])), grid.index({"tau": 6.0, "alpha": 1.0, "beta": 5.0}[axis])
+        temperature = np.exp(-rank / 10 if right else rank / 10)
+        left += 0.5 * (rank - usual) if right else -15 * np.sign(rank - usual)
+        doubt = 2 + 0.3 * (rank - usual) if right else 9 - 0.3 * (rank - usual)
     return cell_result(cell, left, clean, doubt, {"temperature": temperature}, late)
 
 

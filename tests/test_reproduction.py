@@ -82,6 +82,15 @@ def test_a_plan_that_is_not_finished_is_shown_as_far_as_it_is(few: None, tmp_pat
     assert "not recorded yet: table6" in text
 
 
+def test_the_account_in_the_docs_is_that_of_the_recorded_results(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    reproduction.write(root / "results", tmp_path / "reproduction.md")
+    written, committed = (
+        (folder / "reproduction.md").read_text(encoding="utf-8") for folder in (tmp_path, root / "docs")
+    )
+    assert written == committed, "run `queryfoil reproduction results --out docs/reproduction.md`"
+
+
 def test_an_account_needs_recorded_plans(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected folders of `queryfoil bench`"):
         reproduction.write(tmp_path, tmp_path / "account.md")

@@ -88,6 +88,19 @@ def ece_difference(a: CellResult, b: CellResult) -> Difference:
     return Difference(value, max(value - interval.low, interval.high - value))
 
 
+def ece_change(r: CellResult) -> Difference:
+    """ECE on the unseen images minus that of the undefended network."""
+    probs, labels = shown(r)
+    value, interval = metrics.ece_difference(probs, undefended(r), labels)
+    return Difference(value, max(value - interval.low, interval.high - value))
+
+
+def clean_change(r: CellResult) -> Difference:
+    """Clean accuracy on the unseen images minus that of the undefended network."""
+    (probs, labels), raw = shown(r), undefended(r)
+    return paired((probs.argmax(1) == labels).astype(float) - (raw.argmax(1) == labels).astype(float))
+
+
 def paired(differences: NDArray[np.float64]) -> Difference:
     """Mean of differences of each image (N,), with its spread.
 
