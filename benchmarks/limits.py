@@ -24,11 +24,11 @@ ATTACKERS = {"nobody": None, "white-box": "itself", "transfer": "fashion-resnet"
 DEFENSES = ("None", "AAA-linear", "AAA-linear, fitted", "AT")
 
 
-def left(p: Prepared, x: torch.Tensor) -> tuple[float, metrics.Interval]:
-    """Accuracy of a prepared cell's model on images x (N, C, H, W), and its interval."""
+def left(p: Prepared, x: torch.Tensor) -> list[bool]:
+    """Whether a prepared cell's model is right on each of the images x (N, C, H, W)."""
     scores = answers(p.model, x, p.task.ids, torch.ones_like(p.task.ids))
-    right = int((p.task.margin(scores) > 0).sum())
-    return right / len(x), metrics.wilson(right, len(x))
+    right: list[bool] = (p.task.margin(scores) > 0).tolist()
+    return right
 
 
 def main() -> None:
@@ -52,9 +52,13 @@ def main() -> None:
                 generator = torch.Generator().manual_seed(0)
                 network = models.load(p.cell.model if name == "itself" else name)
                 x = quantize(pgd(network, task, STEPS, 2.5 * task.eps / STEPS, generator))
-            share, interval = left(p, x)
+            right = left(p, x)
+            share, interval = sum(right) / len(right), metrics.wilson(sum(right), len(right))
             row = {"attacker": attacker, "network": name, "defense": defense, "accuracy": share}
-            rows.append(row | {"interval": interval, "n": chosen.n, "eps": task.eps, "steps": STEPS, "seed": 0})
+            wrong = [i for i, hit in zip(task.ids.tolist(), right, strict=True) if not hit]
+            rows.append(
+                row | {"interval": interval, "wrong": wrong, "n": chosen.n, "eps": task.eps, "steps": STEPS, "seed": 0}
+            )
             print(f"{attacker:10} {defense:20} {100 * share:5.1f} %", flush=True)
     if chosen.out:
         content = {"rows": rows, "versions": provenance.versions()}

@@ -213,9 +213,24 @@ def _limits(rows: Sequence[dict[str, Any]] | None) -> Judged:
         f"{attacker}: undefended {share[attacker, 'None']:.1f} %, AAA-linear {share[attacker, 'AAA-linear']:.1f} %, AT "
         f"{share[attacker, 'AT']:.1f} %" for attacker in ("white-box", "transfer")
     )  # fmt: skip
-    helped = [share[attacker, "AAA-linear"] - share[attacker, "None"] for attacker in ("white-box", "transfer")]
-    text = f"within 2 points: {text} (n = {rows[0]['n']}; white-box: of PGD on each network itself)"
-    return Judged(claim, "section 6", verdict([abs(gain) < 2 for gain in helped]), text)
+    gains = {attacker: _gain(rows, attacker) for attacker in ("white-box", "transfer")}
+    text = (
+        f"at most 2 points gained or lost: {text} (n = {rows[0]['n']}; white-box: of PGD on each network itself); "
+        "AAA-linear against undefended " + ", ".join(f"{attacker} {points(d)}" for attacker, d in gains.items())
+    )
+    return Judged(claim, "section 6", verdict([near(d, 2.0) for d in gains.values()]), text)
+
+
+def _gain(rows: Sequence[dict[str, Any]], attacker: str) -> Difference:
+    """Images right behind AAA-linear minus those right undefended."""
+    none, ours = (
+        next(set(r["wrong"]) for r in rows if (r["attacker"], r["defense"]) == (attacker, defense))
+        for defense in ("None", "AAA-linear")
+    )
+    changes = np.zeros(rows[0]["n"])
+    changes[: len(none - ours)] = 1
+    changes[len(none - ours) :][: len(ours - none)] = -1
+    return sheets.paired(changes)
 
 
 CLAIMS: list[tuple[str, str, Callable[[Recorded], Verdict]]] = [

@@ -52,7 +52,7 @@ def _feature(name: str, none: CellResult, r: CellResult, ratio: float | None) ->
         return f"x {_passes(r.cell.model) / _passes(none.cell.model):.1f}" if r.cell.model in MODELS else "its authors'"
     n = min(len(r.attacked), len(none.attacked))
     left = [100 * metrics.accuracy_at(table.fooled_at(c.attacked)[:n], c.cell.budget) for c in (none, r)]
-    return f"{left[0]:.1f} → {left[1]:.1f} %"
+    return f"{left[0]:.1f} → {left[1]:.1f} % (n = {n})"
 
 
 def _points(d: sheets.Difference) -> str:
