@@ -3,9 +3,11 @@
 python benchmarks/cost.py                                          # the plan `defenses`, on one thread
 python benchmarks/cost.py table5 --out results/cost-table5.json    # kappa
 python benchmarks/cost.py --only DENT
+python benchmarks/cost.py table5 --scale paper --data cifar10=FOLDER --checkpoints FOLDER --device cuda
 
-Fitted defenses cost what they cost with any settings. Networks trained to resist are compared with the undefended
-network of their family. The calls of both take turns, and the median of the ratios counts.
+Fitted defenses cost what they cost with any settings. Networks trained to resist are compared with the plan's
+undefended network in their place, or with that of their family. The calls of both take turns, and the median of the
+ratios counts.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import scaled
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,9 +31,13 @@ FAMILY = {"fashion-pni": "fashion-resnet", "fashion-trs": "fashion-resnet", "fas
 
 def seconds(model: Model, images: data.Images, query: int) -> float:
     """Of one call on a batch."""
+    if images.images.is_cuda:
+        torch.cuda.synchronize()
     start = time.perf_counter()
     with torch.no_grad(), rng.rows(0, images.ids, torch.full_like(images.ids, query)):
         model(images.images)
+    if images.images.is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -41,9 +48,18 @@ def multiply_adds(model: Model, images: data.Images) -> float:
     return float(counted.get_total_flops()) / 2 / 1e6
 
 
-def undefended(name: str) -> str:
-    """The undefended network of the same family: fashion-wrn for fashion-wrn-hat."""
-    return FAMILY.get(name, "-".join(name.split("-")[:2]))
+def undefended(found: plan.Plan, cell: plan.Cell, supplies: Supplies) -> Model:
+    """The plan's undefended network in a cell's place; else that of its family: fashion-wrn for fashion-wrn-hat."""
+    for other in found.cells:
+        here = other.place.get("network") == cell.place.get("network", "nowhere")
+        if here and not other.defenses and other.place.get("defense", "None") == "None":
+            model: Model = supplies.stack(other).model
+            return model
+    plain = cell.model_copy(update={"defenses": ()})
+    if cell.model in models.MODELS:
+        plain = plain.model_copy(update={"model": FAMILY.get(cell.model, "-".join(cell.model.split("-")[:2]))})
+    family: Model = supplies.stack(plain).model
+    return family
 
 
 def main() -> None:
@@ -52,16 +68,18 @@ def main() -> None:
     parser.add_argument("plan", nargs="?", default="defenses")
     parser.add_argument("--only", help="label of a cell")
     parser.add_argument("--out", type=Path)
+    scaled.add_options(parser)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    images, supplies = data.load("fashion-mnist", "attack")[:BATCH], Supplies({}, "cpu")
+    found, supplies = scaled.read(chosen.plan, chosen)
     print(f"batch {BATCH}, {ROUNDS} rounds, one thread, torch {torch.__version__}")
     rows: dict[str, dict[str, Any]] = {}
-    for cell in plan.read(chosen.plan).cells:
+    for cell in found.cells:
         stack = supplies.stack(cell)
         if chosen.only not in (None, cell.label) or stack.name in rows:
             continue
-        pair: list[Model] = [models.load(undefended(cell.model)), stack.model]
+        images = supplies.source(cell.dataset).attacked[:BATCH]
+        pair: list[Model] = [undefended(found, cell, supplies), stack.model]
         for model in pair:
             seconds(model, images, 1)
         times = [[seconds(model, images, i) for model in pair] for i in range(1, ROUNDS + 1)]

@@ -4,7 +4,8 @@ White-box: 20 steps of PGD on the network itself, the adversarially trained one'
 on another, undefended network. The images are shown to the network, undefended and behind AAA-linear (as in the plan
 table2), and to the one that is adversarially trained. Accuracy left, with 95 % intervals.
 
-python benchmarks/limits.py [--n 300] [--out FILE.json]
+python benchmarks/limits.py [--n 300] [--transfer MODEL] [--out FILE.json]
+python benchmarks/limits.py --scale paper --data cifar10=FOLDER --checkpoints FOLDER --transfer NAME=PATH
 """
 
 import argparse
@@ -12,15 +13,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import scaled
 import torch
 
-from queryfoil import files, metrics, models, plan, provenance
+from queryfoil import files, metrics, provenance
+from queryfoil.models.victim import victim
 from queryfoil.oracle import answers, quantize
-from queryfoil.prepare import Prepared, Supplies
+from queryfoil.prepare import Prepared
 from queryfoil.train.pgd import pgd
 
 STEPS = 20
-ATTACKERS = {"nobody": None, "white-box": "itself", "transfer": "fashion-resnet"}
+ATTACKERS = ("nobody", "white-box", "transfer")
 DEFENSES = ("None", "AAA-linear", "AAA-linear, fitted", "AT")
 
 
@@ -36,21 +39,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--transfer", default="fashion-resnet", help="the other network, as plans name it")
+    scaled.add_options(parser)
     chosen = parser.parse_args()
-    supplies = Supplies({}, "cpu")
+    found, supplies = scaled.read("table2", chosen)
     cells = {
         cell.place["defense"]: supplies.prepare(cell.model_copy(update={"n": chosen.n}))
-        for cell in plan.read("table2").cells
+        for cell in found.cells
         if cell.place["network"] == "WideResNet-28" and cell.place["attack"] == "Square"
     }
     task = cells["None"].task
     rows: list[dict[str, Any]] = []
-    for attacker, name in ATTACKERS.items():
+    for attacker in ATTACKERS:
         for defense in DEFENSES:
             x, p = task.images, cells[defense]
+            name = {"nobody": None, "white-box": p.cell.model, "transfer": chosen.transfer}[attacker]
             if name is not None:
                 generator = torch.Generator().manual_seed(0)
-                network = models.load(p.cell.model if name == "itself" else name)
+                network = victim(name, chosen.device).ask
+                if not isinstance(network, torch.nn.Module):
+                    raise ValueError(f"expected a network with gradients, but {name} has none; name another one")
                 x = quantize(pgd(network, task, STEPS, 2.5 * task.eps / STEPS, generator))
             right = left(p, x)
             share, interval = sum(right) / len(right), metrics.wilson(sum(right), len(right))
