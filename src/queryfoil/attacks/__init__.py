@@ -21,7 +21,8 @@ from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
-from queryfoil.attacks.tactics import TACTICS, Tactic
+from queryfoil.attacks.tactics import TACTICS as TACTICS
+from queryfoil.attacks.tactics import Tactic
 from queryfoil.checks import lookup
 from queryfoil.run import Attack
 

@@ -9,6 +9,7 @@ import jinja2
 import pyarrow.parquet as pq
 
 from queryfoil import files, summary
+from queryfoil.attacks import TACTICS
 from queryfoil.plan import Plan
 from queryfoil.report import cells, figures, sheets
 from queryfoil.report.cells import Row
@@ -21,10 +22,12 @@ LIMITS = (
 )
 
 
+NUMBERS = "Percent, with half a 95 % interval; several numbers are for several numbers of queries."
+
 BESIDE = (
-    "Percent, with half a 95 % interval; several numbers are for several numbers of queries. In italics the paper's. "
-    "The last column compares each pair of columns that the paper tells apart: a difference is open where it is "
-    "within two standard errors, on the same images (for ECE, half a bootstrap interval)."
+    f"{NUMBERS} In italics the paper's. The last column compares each pair of columns that the paper tells apart: a "
+    "difference is open where it is within two standard errors, on the same images (for ECE, half a bootstrap "
+    "interval)."
 )
 
 
@@ -49,6 +52,11 @@ def write(folder: str | Path) -> list[Row]:
 
 def limits(rows: list[Row]) -> str:
     """What the attacks of a table do not cover."""
+    if any("reading" in row["hyper"] or row["accept"] in TACTICS for row in rows):
+        return (
+            "Attackers who use the label alone are not stopped by any defense of scores. Others may know more than "
+            "those of this table, or search in other ways: what is left under the worst of these is no guarantee."
+        )
     left_out = ["who know the curve"]
     if all(row["accept"] == "greedy" for row in rows):
         left_out.insert(0, "who search in the opposite direction")
@@ -81,11 +89,16 @@ def _lead(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str | None
     )
 
 
+def _beside(plan: Plan) -> str:
+    """How the numbers of a plan's table are to be read."""
+    return BESIDE if plan.paper else NUMBERS
+
+
 def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str:
     """The table and its conditions, for a README or an issue."""
     columns = cells.columns(rows)
     lines = [f"# {plan.name}", "", plan.about + ".", ""]
-    lines += [line for text in (_lead(plan, rows, sheet), sheet and BESIDE) if text for line in (text, "")]
+    lines += [line for text in (_lead(plan, rows, sheet), sheet and _beside(plan)) if text for line in (text, "")]
     lines += [*sheets.markdown(sheet), ""] if sheet else []
     lines += [
         f"| {cells.subject(rows)} | " + " | ".join(c.heading for c in columns) + " |",
@@ -109,7 +122,7 @@ def html(plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.She
         plan=plan,
         headline=_lead(plan, rows, sheet),
         sheet=sheet,
-        beside=BESIDE,
+        beside=_beside(plan),
         subject=cells.subject(rows),
         columns=cells.columns(rows),
         rows=[(row, cells.entries(row, cells.points(rows))) for row in rows],
