@@ -21,6 +21,7 @@ from queryfoil.defenses.preprocess import JPEG
 from queryfoil.defenses.reverse_sigmoid import ReverseSigmoid
 from queryfoil.defenses.rfd import RFD
 from queryfoil.defenses.rls import RLS
+from queryfoil.defenses.terraces import Terraces
 from queryfoil.oracle import answers, as_log_scores
 
 
@@ -44,8 +45,20 @@ def needed(name, model):
     return Behind(model) if name in ("dent", "pni", "rfd") else model
 
 
+def fitted(name, model):
+    """Settings of a defense that has no usual ones: for terraces, one border for all classes of the model."""
+    if name != "terraces":
+        return {}
+    last = [parameter for parameter in model.parameters() if parameter.ndim == 1][-1:]
+    classes = len(last[0]) if last else 3
+    return {"group": [0] * classes, "borders": [[0.5]], "shares": [[[0.5], [0.9]]]}
+
+
 BUILDS = {
-    **{name: lambda model, name=name, kind=kind: kind(needed(name, model)) for name, kind in DEFENSES.items()},
+    **{
+        name: lambda model, name=name, kind=kind: kind(needed(name, model), **fitted(name, model))
+        for name, kind in DEFENSES.items()
+    },
     "aaa sine": lambda model: AAA(model, curve="sine", tau=2.0, temperature=1.5),
     "aaa adam": lambda model: AAA(model, solver="adam", tau=2.0),
     "aaa(noise)": lambda model: AAA(InputNoise(model)),
@@ -69,6 +82,9 @@ BUILDS = {
     "high confidence, the rest equal": lambda model: HighConfidence(model, threshold=0.9, rest="equal"),
     "high confidence as in ART": lambda model: HighConfidence(model, keep_label=False),
     "aaa(top_k)": lambda model: AAA(TopK(model), tau=2.0),
+    "terraces, two places": lambda model: Terraces(
+        model, **fitted("terraces", model) | {"shares": [[[0.5, 0.3], [0.8, 0.1]]]}
+    ),
     "rounded(rls)": lambda model: RoundedScores(RLS(model)),
 }
 BAD = {  # settings that each defense must refuse
@@ -85,6 +101,18 @@ BAD = {  # settings that each defense must refuse
         {"lr": 0.5},
         {"solver": "adam", "steps": -1},
         {"solver": "adam", "lr": 0.0},
+    ],
+    "terraces": [
+        {"group": [0] * 9 + [2]},
+        {"borders": [[0.5, 0.5]]},
+        {"borders": [[-0.5]]},
+        {"borders": [[float("nan")]]},
+        {"borders": [[0.5], [0.5]]},
+        {"shares": [[[0.5]]]},
+        {"shares": [[[0.5], [0.05]]]},  # below that of the other classes
+        {"shares": [[[0.5], [1.1]]]},
+        {"shares": [[[0.5], [0.5, 0.2]]]},
+        {"shares": [[[0.2, 0.5], [0.5, 0.2]]]},
     ],
     "temperature": [{"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": float("inf")}],
     "input_noise": [{"std": -0.1}, {"std": float("nan")}, {"std": float("inf")}],
@@ -281,7 +309,7 @@ def test_an_unknown_kind_of_output_raises(build):
 def test_settings_that_make_no_sense_raise(name):
     for settings in BAD[name]:
         with pytest.raises(ValueError, match=r"expected|have no effect"):
-            DEFENSES[name](needed(name, Linear()), **settings)
+            DEFENSES[name](needed(name, Linear()), **{**fitted(name, Linear()), **settings})
 
 
 @every_defense
@@ -299,7 +327,7 @@ def test_the_first_argument_is_the_model_and_the_repr_shows_the_settings(name):
     model, *settings = inspect.signature(kind).parameters.values()
     assert model.name == "model"
     assert all(setting.kind is setting.KEYWORD_ONLY for setting in settings)
-    shown = repr(kind(needed(name, Linear())))
+    shown = repr(kind(needed(name, Linear()), **fitted(name, Linear())))
     for setting in settings:
         if setting.name not in ("steps", "lr"):  # refused by AAA's exact solver
             assert f"{setting.name}=" in shown

@@ -16,9 +16,11 @@ from queryfoil.defenses.reverse_sigmoid import ReverseSigmoid
 from queryfoil.defenses.rfd import RFD
 from queryfoil.defenses.rls import RLS
 from queryfoil.defenses.temperature import TemperatureScaling
+from queryfoil.defenses.terraces import Terraces
 
 DEFENSES: dict[str, Any] = {
     "aaa": AAA,
+    "terraces": Terraces,
     "temperature": TemperatureScaling,
     "input_noise": InputNoise,
     "output_noise": OutputNoise,
