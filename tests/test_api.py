@@ -32,9 +32,13 @@ def test_the_package_exports_exactly_its_documented_names():
         "InputNoise",
         "MODELS",
         "Result",
+        "TerraceFit",
+        "Terraces",
         "attack",
         "disguise",
         "fit",
+        "load_fit",
+        "protect",
     }
     assert all(isinstance(module, types.ModuleType) for module in (qf.data, qf.metrics, qf.models))
     assert qf.__version__.count(".") == 2

@@ -211,7 +211,7 @@ def test_targets_come_with_the_images_or_are_drawn(tmp_path: Path) -> None:
 
 def test_a_protected_model(folder: Path, tmp_path: Path) -> None:
     given = images(60, seed=1)
-    found = qf.fit(Linear()(given).detach(), labels_of(Linear(), given), tau=2.0)
+    found = qf.fit(Linear()(given).detach(), labels_of(Linear(), given), objective="greedy", tau=2.0)
     found.save(tmp_path / "fit.json")
     row = run(tmp_path / "out", defense="aaa", fit=tmp_path / "fit.json")
     assert row["label"] == "linear.onnx behind aaa"
@@ -297,7 +297,8 @@ def test_texts_become_the_values_that_they_look_like() -> None:
         (["--set", "p_init=half"], "expected p_init in (0, 1], but got 'half'"),
         (["--defense", "aa"], "did you mean 'aaa'"),
         (["--defense", "aaa"], "fit is missing; pass the file that `queryfoil fit` wrote"),
-        (["--fit", "fit.json"], "fit is for the defense aaa and would have no effect"),
+        (["--defense", "terraces"], "terraces is fitted to a model, but fit is missing"),
+        (["--fit", "fit.json"], "fit is for the defense aaa or terraces and would have no effect"),
         (["--defense", "aaa", "--fit", "nowhere.json"], "No such file or directory: nowhere.json"),
         (["--defense", "jpeg", "--defense-set", "qualty=50"], "unknown argument of jpeg 'qualty'"),
         (["--defense", "jpeg", "--defense-set", "quality=500"], "expected quality as an integer from 1 to 95"),

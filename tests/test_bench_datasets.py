@@ -78,7 +78,7 @@ def test_a_plan_on_a_folder_with_a_model_of_ones_own(tmp_path: Path) -> None:
     assert (fitted["n"], fitted["classes"]) == (60, 10)
     held_out = qf.data.load("cifar10", "calibration", tmp_path / "cifar")
     scores = answers(model, held_out.images, held_out.ids, held_out.ids * 0)
-    assert fitted["temperature"] == qf.fit(scores, held_out.labels, tau=0.5).temperature
+    assert fitted["temperature"] == qf.fit(scores, held_out.labels, objective="greedy", tau=0.5).temperature
     assert (undefended["model"], undefended["dataset"]) == ("tiny_models:colour", "cifar10")
 
 

@@ -104,10 +104,21 @@ def test_fit_reads_logits_and_writes_a_fit(tmp_path: Path) -> None:
     held_out = data.load("fashion-mnist", "calibration")[:300]
     logits = oracle.answers(models.load("fashion-resnet"), held_out.images, held_out.ids, held_out.ids, micro_batch=150)
     np.savez(tmp_path / "logits.npz", logits=logits.numpy(), labels=held_out.labels.numpy())
-    result = call("fit", tmp_path / "logits.npz", "--out", tmp_path / "fit.json", "--tau", 2)
+    result = call("fit", tmp_path / "logits.npz", "--out", tmp_path / "fit.json", "--objective", "greedy", "--tau", 2)
     assert result.exit_code == 0, result.output
     assert Fit.load(tmp_path / "fit.json").tau == 2
-    lowest = call("fit", tmp_path / "logits.npz", "--out", tmp_path / "lowest.json", "--tau", 2, "--rule", "lowest")
+    lowest = call(
+        "fit",
+        tmp_path / "logits.npz",
+        "--out",
+        tmp_path / "lowest.json",
+        "--objective",
+        "greedy",
+        "--tau",
+        2,
+        "--rule",
+        "lowest",
+    )
     assert lowest.exit_code == 0, lowest.output
     assert Fit.load(tmp_path / "lowest.json").rule == "lowest"
     assert Fit.load(tmp_path / "lowest.json").ece <= Fit.load(tmp_path / "fit.json").ece

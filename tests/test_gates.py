@@ -22,7 +22,7 @@ def calibration() -> tuple[torch.Tensor, torch.Tensor]:
 def test_fitted_aaa_keeps_the_ece_within_half_a_point(
     calibration: tuple[torch.Tensor, torch.Tensor], curve: str
 ) -> None:
-    found = fit(*calibration, curve=curve)
+    found = fit(*calibration, objective="greedy", curve=curve)
     unseen = data.load("fashion-mnist", "test", FULL) if FULL.is_dir() else data.load("fashion-mnist", "attack")
     unseen = unseen[~torch.isin(unseen.ids, data.load("fashion-mnist", "calibration").ids)]
     logits = predict(models.load("fashion-resnet"), unseen.images)
@@ -32,6 +32,18 @@ def test_fitted_aaa_keeps_the_ece_within_half_a_point(
     assert interval.low < change < interval.high
     assert interval.high <= (0.005 if len(unseen) == 9000 else 0.02)
     assert (shown.argmax(1) == raw.argmax(1)).all()
+
+
+@pytest.mark.parametrize("name", ["fashion-resnet", "fashion-resnet-at"])
+def test_terraces_keep_the_scores_useful_on_images_that_nothing_was_fitted_on(name: str) -> None:
+    network = models.load(name)
+    held_out, unseen = (data.load("fashion-mnist", split) for split in ("calibration", "attack"))
+    found = fit(predict(network, held_out.images), held_out.labels)
+    raw = predict(network, unseen.images)
+    shown, undefended = (metrics.probabilities(z, "logits") for z in (disguise(raw, curve="terraces", key=found), raw))
+    assert metrics.auroc(shown, unseen.labels) >= metrics.auroc(undefended, unseen.labels) - 0.025
+    assert metrics.ece_difference(shown, undefended, unseen.labels)[0] <= 0.005
+    assert (shown.argmax(1) == undefended.argmax(1)).all()
 
 
 @pytest.mark.slow
@@ -47,7 +59,7 @@ def test_the_quick_plan_keeps_its_promises(tmp_path: Path) -> None:
 
 def test_a_protected_model_is_a_plug_in(calibration: tuple[torch.Tensor, torch.Tensor]) -> None:
     network = models.load("fashion-resnet")
-    protected = AAA.from_fit(network, fit(*calibration))
+    protected = AAA.from_fit(network, fit(*calibration, objective="greedy"))
     images = data.load("fashion-mnist", "attack").images[:64]
     with torch.inference_mode():
         assert torch.equal(protected(images).argmax(1), network(images).argmax(1))

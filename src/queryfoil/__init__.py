@@ -9,10 +9,14 @@ from queryfoil.data import DATASETS as DATASETS
 from queryfoil.defenses import DEFENSES as DEFENSES
 from queryfoil.defenses.aaa import AAA as AAA
 from queryfoil.defenses.calibration import Fit as Fit
-from queryfoil.defenses.calibration import fit as fit
-from queryfoil.defenses.disguise import disguise as disguise
 from queryfoil.defenses.noise import InputNoise as InputNoise
+from queryfoil.defenses.terrace_fit import TerraceFit as TerraceFit
+from queryfoil.defenses.terraces import Terraces as Terraces
 from queryfoil.models import MODELS as MODELS
+from queryfoil.protect import disguise as disguise
+from queryfoil.protect import fit as fit
+from queryfoil.protect import load_fit as load_fit
+from queryfoil.protect import protect as protect
 from queryfoil.run import Result as Result
 
 __version__ = "0.1.0"

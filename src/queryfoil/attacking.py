@@ -21,19 +21,22 @@ from queryfoil import files, pictures, provenance, summary, table
 from queryfoil.attacks import modules, settings
 from queryfoil.chunks import CHUNK, Chunks, Job, Outcome, Progress, space
 from queryfoil.defenses import DEFENSES, tau_of
-from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import Fit
+from queryfoil.defenses.terrace_fit import TerraceFit
 from queryfoil.models.victim import Victim, classes_of
 from queryfoil.models.zoo import on_device
 from queryfoil.oracle import answers
 from queryfoil.pictures import Pictures
 from queryfoil.plan import Defense, Settings, digest, reasons
 from queryfoil.prepare import name_of
+from queryfoil.protect import load_fit, protect
 from queryfoil.report.cells import Row
 from queryfoil.store import CellStore, Store
 from queryfoil.task import random_targets
 
 REPORT_AT = (100,)
+FITTED = {"aaa": Fit, "terraces": TerraceFit}
+"""Defenses that are fitted to a model, and what is found."""
 WRITTEN = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\..+")
 """Names of adversarial images, and of those half written."""
 
@@ -43,7 +46,7 @@ class Request(Settings):
 
     defense: str | None = None
     defense_hyper: dict[str, float | int | str | bool] = {}  # settings of the defense
-    fit: Path | None = None  # for the defense "aaa": a file written by `Fit.save`
+    fit: Path | None = None  # for defenses that are fitted: a file that `queryfoil fit` wrote
     images: str  # as `pictures.read` takes it
     n: int | None = Field(default=None, ge=1)  # the first ones; all if None
 
@@ -54,13 +57,17 @@ class Request(Settings):
         elif self.defense_hyper:
             raise ValueError("settings of a defense would have no effect without one; set defense, or leave them out")
         if self.fit is not None and self.defense_hyper:
-            raise ValueError("fit holds the settings of aaa, so others would have no effect; leave one out")
-        if self.defense == "aaa" and self.fit is None and "tau" not in self.defense_hyper:
+            raise ValueError("fit holds the settings of the defense, so others would have no effect; leave one out")
+        if self.defense in FITTED and self.fit is None and "tau" not in self.defense_hyper:
+            or_tau = ", or set tau" if self.defense == "aaa" else ""
             raise ValueError(
-                "aaa is fitted to a model, but fit is missing; pass the file that `queryfoil fit` wrote, or set tau"
+                f"{self.defense} is fitted to a model, but fit is missing; pass the file that `queryfoil fit` wrote"
+                f"{or_tau}"
             )
-        if self.defense != "aaa" and self.fit is not None:
-            raise ValueError("fit is for the defense aaa and would have no effect; leave it out, or set defense to aaa")
+        if self.defense not in FITTED and self.fit is not None:
+            raise ValueError(
+                f"fit is for the defense {' or '.join(FITTED)} and would have no effect; leave it out, or set defense"
+            )
         return self
 
     @property
@@ -203,10 +210,13 @@ def _first(given: Pictures, n: int | None) -> Pictures:
     return Pictures(given.images[:n], targets, given.names and given.names[:n])
 
 
-def _defended(network: nn.Module, request: Request) -> tuple[nn.Module, Fit | None]:
+def _defended(network: nn.Module, request: Request) -> tuple[nn.Module, Fit | TerraceFit | None]:
     if request.fit is not None:
-        fit = Fit.load(request.fit)
-        return AAA.from_fit(network, fit), fit
+        fit = load_fit(request.fit)
+        if not isinstance(fit, FITTED[request.defense or ""]):
+            right = next(name for name, kind in FITTED.items() if isinstance(fit, kind))
+            raise ValueError(f"{request.fit} was fitted for {right}, but the defense is {request.defense}; set {right}")
+        return protect(network, fit), fit
     if request.defense is None:
         return network, None
     return DEFENSES[request.defense](network, **request.defense_hyper), None

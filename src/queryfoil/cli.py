@@ -14,10 +14,11 @@ from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
-from queryfoil.defenses.calibration import fit as fit_logits
 from queryfoil.models import MODELS
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.zoo import card
+from queryfoil.protect import about
+from queryfoil.protect import fit as fit_logits
 from queryfoil.report import cells, page
 from queryfoil.report import reproduction as account
 from queryfoil.terminal import Display, console, errors, finished, plainly, results
@@ -137,7 +138,7 @@ def attack(
     defense_set: Annotated[
         list[str] | None, typer.Option("--defense-set", metavar="KEY=VALUE", help="A setting of the defense; repeat.")
     ] = None,
-    fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense aaa.")] = None,
+    fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense terraces or aaa.")] = None,
     device: Device = "cpu",
     time_limit: TimeLimit = None,
     chunk: ChunkSize = CHUNK,
@@ -234,29 +235,36 @@ def fit(
             "probabilities, their logarithms."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="JSON file to write; `Fit.load` and `AAA.from_fit` read it.")],
-    curve: Annotated[str, typer.Option(help="linear or sine.")] = "linear",
-    tau: Annotated[float | None, typer.Option(help="Period in units of logits; found if left out.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Reverse step; the paper's if left out.")] = None,
-    beta: Annotated[float, typer.Option(help="Weight of calibration.")] = 5.0,
-    solver: Annotated[str, typer.Option(help="exact, or adam as in the paper.")] = "exact",
+    out: Annotated[Path, typer.Option(help="JSON file to write; `qf.load_fit` and `queryfoil attack --fit` read it.")],
+    objective: Annotated[
+        str, typer.Option(help="worst-case (terraces), greedy (AAA, as strong as stays calibrated), or paper (AAA).")
+    ] = "worst-case",
+    ranks: Annotated[
+        int | None, typer.Option(help="worst-case: how many of the first classes keep their place; 1 if left out.")
+    ] = None,
+    allowed: Annotated[
+        float | None, typer.Option(help="worst-case: by how much the AUROC may fall; 0.01 if left out.")
+    ] = None,
+    curve: Annotated[str | None, typer.Option(help="greedy: linear or sine; linear if left out.")] = None,
+    tau: Annotated[float | None, typer.Option(help="greedy: period in units of logits; found if left out.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="AAA: reverse step; the paper's if left out.")] = None,
+    beta: Annotated[float | None, typer.Option(help="AAA: weight of calibration; 5 if left out.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="greedy: exact, or adam as in the paper; exact if left out.")
+    ] = None,
     rule: Annotated[
-        str, typer.Option(help="Which temperature: nearest (to 1, of the good ones) or lowest (ECE), as in the paper.")
-    ] = "nearest",
+        str | None,
+        typer.Option(help="greedy: temperature nearest to 1 of the good ones, or lowest (ECE); nearest if left out."),
+    ] = None,
 ) -> None:
-    """Fit AAA to a model's held-out logits: temperature, and tau if it is left out."""
+    """Fit a protection to a model's held-out logits: terraces, or AAA."""
+    given = {"ranks": ranks, "allowed": allowed, "curve": curve, "tau": tau, "alpha": alpha, "beta": beta}
+    given |= {"solver": solver, "rule": rule}
     held_out = read_npz(logits, "logits", "labels")
-    found = fit_logits(
-        held_out["logits"], held_out["labels"], curve=curve, tau=tau, alpha=alpha, beta=beta, solver=solver, rule=rule
-    )
+    settings = {name: value for name, value in given.items() if value is not None}
+    found = fit_logits(held_out["logits"], held_out["labels"], objective=objective, **settings)
     found.save(out)
-    console.print(
-        f"{out}: tau {found.tau:g}, temperature {found.temperature:g}; "
-        f"ECE {cells.percent(found.ece_undefended)} undefended, "
-        f"{cells.percent(found.ece_cross_fitted)} behind AAA (cross-fitted, n = {found.n})",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print(f"{out}: {about(found)}", markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -277,8 +285,8 @@ def list_command() -> None:
     for kind, entries in groups.items():
         console.print(kind, style="bold")
         width = max(map(len, entries))
-        for name, about in entries.items():
-            console.print(f"  {name:{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
+        for name, line in entries.items():
+            console.print(f"  {name:{width}}  {line}", markup=False, highlight=False, soft_wrap=True)
         console.print()
 
 

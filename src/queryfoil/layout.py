@@ -18,7 +18,8 @@ class Layout(BaseModel):
     Each combination of entries on the axes `rows` is a row, which shows `show` ("accuracy" left or "queries", at `at`
     queries); before these stand rows of calibration and clean accuracy for each combination on the axes `users`.
     `columns` is the axis of the columns. `over` is an axis to average over. With `worst`, a row before the others
-    counts an image of a column as left only if it is left by every attack of the column that sees scores.
+    counts an image of a column as left only if it is left by every attack of the column that sees scores; such a row
+    for each combination on `users`, and on average over the axis `over`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,7 +32,7 @@ class Layout(BaseModel):
     over: str | None = None
     worst: bool = False
     ours: str | None = None  # the column whose place among the others the paper argues for
-    figures: tuple[Literal["queries", "losses", "scores", "sweep", "curves"], ...] = ()
+    figures: tuple[Literal["queries", "losses", "scores", "sweep", "curves", "frontier"], ...] = ()
 
     def check(self, places: Sequence[Mapping[str, str]], budget: int, paper: Mapping[str, Mapping[str, str]]) -> None:
         """ValueError unless it fits cells at these places, of which each has this budget, and the paper's numbers."""

@@ -8,8 +8,11 @@ import pyarrow as pa
 
 from queryfoil import metrics, store, table
 from queryfoil.metrics import Interval
-from queryfoil.plan import Cell, Plan, Settings
+from queryfoil.plan import Cell, Plan, Settings, digest
 from queryfoil.store import Store
+
+DRAWS = 200
+"""Resamples for the intervals of what the scores are worth."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,17 @@ def _read(cell: Cell, folder: Store, key: str, scores: list[str]) -> CellResult 
 
 def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:
     """What summary.json holds: one dictionary a cell, rates as shares in [0, 1]."""
-    return [_row(plan, result) for result in results]
+    measured: dict[object, dict[str, Any]] = {}
+    found = []
+    for r in results:
+        served = (r.cell.dataset, r.cell.seed, digest([r.cell.model_settings(), r.cell.defense_settings()]))
+        if served not in measured:  # whatever the attack
+            measured[served] = _user_side(r.clean)
+        found.append(_row(plan, r, measured[served]))
+    return found
 
 
-def _row(plan: Plan, r: CellResult) -> dict[str, Any]:
+def _row(plan: Plan, r: CellResult, user_side: dict[str, Any]) -> dict[str, Any]:
     cell = r.cell
     return {
         "label": cell.label,
@@ -66,7 +76,7 @@ def _row(plan: Plan, r: CellResult) -> dict[str, Any]:
         "dataset": cell.dataset,
         "defenses": [d | {"fitted": f} for d, f in zip(cell.defense_settings(), r.info["fitted"], strict=True)],
         **attack_side(cell, r.info["hyper"], r.attacked, plan.report_at),
-        **_user_side(r.clean),
+        **user_side,
         "cell": r.info["cell"],
         "versions": r.info["versions"],
     }
@@ -124,6 +134,10 @@ def _user_side(clean: pa.Table) -> dict[str, Any]:
         "ece_change_interval": interval,
         "nll": _number(metrics.nll(shown, labels)),
         "brier": metrics.brier(shown, labels),
+        "usefulness": {
+            name: {part: _number(value) for part, value in figure._asdict().items()}
+            for name, figure in metrics.usefulness(shown, labels, raw, draws=DRAWS).items()
+        },
     }
 
 

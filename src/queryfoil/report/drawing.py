@@ -1,10 +1,11 @@
 """How the figures of a report are drawn: one style, as SVG that follows the page's colours, or as PNG for print."""
 
 import functools
+import html
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
@@ -42,18 +43,24 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its title and a caption that says what to see; `plot` draws it, `height` is in inches."""
+    """A figure with its title and a caption that says what to see; `plot` draws it, `height` is in inches.
+
+    `notes` are texts to be seen on pointing at a part of it on the page, by the part's `gid`.
+    """
 
     title: str
     caption: str
     plot: Callable[[Figure], None]
     height: float
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def svg(self) -> str:
         """SVG text in the page's colours, light or dark."""
         svg = self._saved("svg").decode()
         svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(GRID, "var(--grid)")
+        for part, note in self.notes.items():
+            svg = svg.replace(f'<g id="{part}">', f'<g id="{part}"><title>{html.escape(note)}</title>', 1)
         return svg.replace("<svg ", '<svg role="img" ', 1)
 
     def files(self) -> dict[str, bytes]:

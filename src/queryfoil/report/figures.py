@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from queryfoil import metrics, table
 from queryfoil.plan import Plan
-from queryfoil.report import sheets
+from queryfoil.report import frontier, sheets
 from queryfoil.report.drawing import COLOURS, INK, Picture, look, with_legend
 from queryfoil.summary import CellResult
 
@@ -234,6 +234,11 @@ def _of_layout(plan: Plan, results: Sequence[CellResult], kind: str) -> list[Pic
     if kind == "sweep":
         axes = dict.fromkeys(name for r in results for name in r.cell.place if name in SWEPT)
         return [sweep(name, [r for r in results if name in r.cell.place]) for name in axes]
+    if kind == "frontier":
+        return [
+            frontier.frontier(frontier.points(cells, plan.layout.at[-1]), plan.layout.at[-1], ", ".join(group))
+            for group, cells in sheets.groups(results, plan.layout.users or (), axis).items()
+        ]
     if kind in ("scores", "curves"):
         shown = _one_of_each_model(results)
         labels = [r.cell.place[axis] for r in shown]

@@ -81,11 +81,16 @@ def _lead(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str | None
         return headline(rows)
     if plan.layout is None or not plan.layout.worst:
         return None
-    left = next(line for line in sheet.lines if line.label == sheets.WORST).values
     at = " / ".join(map(str, plan.layout.at))
+    texts = []
+    for line in sheet.lines:
+        if line.label.endswith(sheets.WORST):
+            group = line.label.removesuffix(sheets.WORST).rstrip(", ")
+            left = "; ".join(f"{column}: {value.ours}" for column, value in line.values.items())
+            texts.append(f"{group}: {left}" if group else left)
     return (
         f"Accuracy left after {at} queries an image under the worst attack for each image (in brackets, of how many "
-        "that see scores) – " + "; ".join(f"{column}: {value.ours}" for column, value in left.items()) + "."
+        f"that see scores) – {' | '.join(texts)}."
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from queryfoil import metrics, table
 from queryfoil.layout import Layout
 from queryfoil.plan import Plan
+from queryfoil.report.worst import worst
 from queryfoil.summary import CellResult
 
 LEVEL = 2.0  # standard errors that a difference must exceed
@@ -125,7 +126,7 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
     columns = list(dict.fromkeys(r.cell.place[layout.columns] for r in placed))
     lines: list[Line] = []
     if layout.users is not None:
-        for group, cells in _groups(placed, layout.users, layout.columns).items():
+        for group, cells in groups(placed, layout.users, layout.columns).items():
             for name, text, difference in (
                 ("ECE", _ece, ece_difference),
                 ("Acc", _clean, clean_difference),
@@ -138,8 +139,10 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
                 pairs = [] if layout.over or difference is None else _pairs(cells, paper, by, [None])
                 lines.append(Line(label, values, _order(pairs, layout.ours)))
     if layout.worst:
-        lines.append(_worst(placed, layout))
-    for group, cells in _groups(placed, layout.rows, layout.columns).items():
+        for group, cells in groups(placed, layout.users or (), layout.columns).items():
+            values = {c: Value(_worst(found, layout), "") for c, found in cells.items()}
+            lines.append(Line(", ".join([*group, WORST]), {c: v for c, v in values.items() if v.ours}, ""))
+    for group, cells in groups(placed, layout.rows, layout.columns).items():
         for what in layout.show:
             label = ", ".join(group) if len(layout.show) == 1 else {"queries": "average queries"}.get(what, what)
             paper = plan.paper.get(label, {})
@@ -153,26 +156,21 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
 WORST = "worst of all"
 
 
-def _worst(placed: Sequence[CellResult], layout: Layout) -> Line:
-    """Images of each column that are left by every attack that sees scores, at each number of queries."""
-    values = {}
-    for column, cells in _groups(placed, [], layout.columns).get((), {}).items():
-        attacked = [r.attacked for r in cells if r.cell.loss is not None]
-        if attacked:
-            ids = [a.column("id").to_pylist() for a in attacked]
-            assert all(found == ids[0] for found in ids), "cells of other images"
-            first = np.min([table.fooled_at(a) for a in attacked], axis=0)
-            texts = [
-                f"{100 * np.mean(first > q):.1f} ± {_half(int((first > q).sum()), len(first)):.1f}" for q in layout.at
-            ]
-            values[column] = Value(" / ".join(texts) + f" ({len(attacked)})", "")
-    return Line(WORST, values, "")
+def _worst(cells: Sequence[CellResult], layout: Layout) -> str:
+    """What every attack that sees scores leaves, at each number of queries; empty where none sees them."""
+    found = worst(cells)
+    if found is None:
+        return ""
+    halves = [(found.interval(q).high - found.interval(q).low) / 2 for q in layout.at]
+    texts = [f"{100 * found.left(q):.1f} ± {100 * half:.1f}" for q, half in zip(layout.at, halves, strict=True)]
+    seeds = f", {len(found.first)} seeds" if len(found.first) > 1 else ""
+    return f"{' / '.join(texts)} ({found.attackers}{seeds})"
 
 
 Groups = dict[tuple[str, ...], dict[str, list[CellResult]]]
 
 
-def _groups(results: Sequence[CellResult], axes: Sequence[str], columns: str) -> Groups:
+def groups(results: Sequence[CellResult], axes: Sequence[str], columns: str) -> Groups:
     """Cells by their entries on some axes, then by column."""
     found: Groups = {}
     for r in results:

@@ -1,0 +1,135 @@
+"""Protecting a model in two calls: `fit` on held-out scores, with an objective, and `protect`."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from queryfoil.checks import lookup
+from queryfoil.defenses import calibration, terrace_fit
+from queryfoil.defenses import disguise as aaa
+from queryfoil.defenses.aaa import AAA
+from queryfoil.defenses.calibration import Fit
+from queryfoil.defenses.terrace_fit import TerraceFit
+from queryfoil.defenses.terraces import Terraces, terraced
+
+OBJECTIVES: dict[str, tuple[Callable[..., Fit | TerraceFit], dict[str, Any], str]] = {
+    "worst-case": (terrace_fit.fit, {}, "terraces: best against attackers who expect a defense"),
+    "greedy": (
+        calibration.fit,
+        {},
+        "AAA, exact, the largest period that stays calibrated: best against greedy attackers",
+    ),
+    "paper": (
+        calibration.fit,
+        {"curve": "linear", "tau": 6.0, "solver": "adam", "rule": "lowest"},
+        "AAA as in the paper, whatever the model: to compare with it",
+    ),
+}
+"""What a protection is fitted for: how, with which settings, and a line about it."""
+
+TERRACES = "terraces"
+
+
+def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **settings: Any) -> Fit | TerraceFit:
+    """Find a protection for a model from its scores (N, K) on held-out images and their labels (N,).
+
+    Never pass images that you report on. For log-probabilities pass them as they are; for probabilities their
+    logarithm.
+
+    objective: "worst-case", the least to go by for attackers who expect a defense, while the AUROC of right against
+    wrong answers falls by little and the ECE rises by at most half a point (`terrace_fit.fit`, which takes `ranks` and
+    `allowed`); "greedy", most against attackers who minimize what they are shown, at the same ECE (`calibration.fit`,
+    with `curve`, `tau`, `alpha`, `beta`, `solver`, `steps`, `lr`, `rule`); or "paper", AAA-linear with the settings of
+    the paper. All decide on these images alone. ValueError for settings that the objective does not take.
+
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> logits = 3 * torch.randn(500, 10, generator=generator)
+    >>> labels = (logits / 2).softmax(1).multinomial(1, generator=generator).squeeze(1)
+    >>> fit(logits, labels, objective="greedy", curve="sine").curve
+    'sine'
+    """
+    how, fixed, _ = lookup(OBJECTIVES, objective, "objective")
+    takes = _takes(objective)
+    for name in settings:
+        if name not in takes:
+            others = [key for key in OBJECTIVES if name in _takes(key)]
+            hint = f"; it belongs to the objective {' or '.join(others)}" if others else ""
+            raise ValueError(f"the objective {objective} does not take {name}{hint}; it takes {', '.join(takes)}")
+    return how(logits, labels, **fixed, **settings)
+
+
+def _takes(objective: str) -> list[str]:
+    """The settings that an objective leaves open."""
+    how, fixed, _ = OBJECTIVES[objective]
+    parameters = inspect.signature(how).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed]
+
+
+def protect(model: nn.Module, found: Fit | TerraceFit) -> nn.Module:
+    """A module like the model, with the same answers, protected by what `fit` found.
+
+    >>> import torch
+    >>> network = nn.Linear(4, 10)
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> logits = 3 * torch.randn(500, 10, generator=generator)
+    >>> labels = (logits / 2).softmax(1).multinomial(1, generator=generator).squeeze(1)
+    >>> protected = protect(network, fit(logits, labels, objective="greedy"))
+    >>> x = torch.rand(8, 4)
+    >>> torch.equal(protected(x).argmax(1), network(x).argmax(1))
+    True
+    """
+    return Terraces.from_fit(model, found) if isinstance(found, TerraceFit) else AAA.from_fit(model, found)
+
+
+def load_fit(path: str | Path) -> Fit | TerraceFit:
+    """Read what `fit` found, and `save` wrote; ValueError if it is no such file."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected a JSON file that `fit` wrote, but {path} is none: {error}") from None
+    kind: Any = TerraceFit if isinstance(content, dict) and "borders" in content else Fit
+    found: Fit | TerraceFit = kind.load(path)
+    return found
+
+
+def about(found: Fit | TerraceFit) -> str:
+    """What a fit found, in a line."""
+    ece = f"ECE {100 * found.ece_undefended:.2f} % undefended, {100 * found.ece_cross_fitted:.2f} % protected"
+    on = f"cross-fitted, n = {found.n}"
+    if isinstance(found, Fit):
+        return f"AAA, {found.curve}, tau {found.tau:g}, temperature {found.temperature:g}; {ece} ({on})"
+    borders = sum(map(len, found.borders))
+    return (
+        f"terraces, {borders} borders in {sum(map(bool, found.borders))} of {len(found.borders)} groups of classes "
+        f"({100 * found.exposed:.0f} % of the right answers); {ece}, AUROC {100 * found.auroc_undefended:.1f} % "
+        f"undefended, {100 * found.auroc_cross_fitted:.1f} % protected ({on})"
+    )
+
+
+def disguise(logits: Tensor, *, curve: str = "linear", key: TerraceFit | None = None, **settings: Any) -> Tensor:
+    """Rewrite logits (..., K), K >= 2, so that score-based query attacks are led astray.
+
+    curve: "linear" or "sine", AAA (see `queryfoil.defenses.disguise`, whose settings these are); or "terraces", with
+    the `key` that `fit` found. Each row is independent of the others. ValueError for settings that have no effect.
+
+    >>> import torch
+    >>> top2 = disguise(torch.tensor([[4.0, 0.0, -3.0]]), temperature=2.0).topk(2).values[0]
+    >>> round(float(top2[0] - top2[1]), 3)  # target 2 x 3 - 4 = 2
+    2.0
+    """
+    lookup({**aaa.ALPHA, TERRACES: 0}, curve, "curve")
+    if (curve == TERRACES) != (key is not None):
+        raise ValueError(
+            f"expected a key, what `fit` found, for the curve {TERRACES} and for no other, but got curve={curve!r} and "
+            f"key={'None' if key is None else type(key).__name__}"
+        )
+    if key is None:
+        return aaa.disguise(logits, curve=curve, **settings)
+    if settings:
+        raise ValueError(f"the key holds all settings of {TERRACES}, so {', '.join(settings)} would have no effect")
+    return terraced(logits, key)

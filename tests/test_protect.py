@@ -1,0 +1,88 @@
+"""Objectives of `fit`, and what `protect` makes of them."""
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import queryfoil as qf
+from queryfoil.cli import app
+from queryfoil.protect import OBJECTIVES
+from test_terraces import drawn
+
+
+def test_each_objective_gives_its_protection_of_the_same_answers() -> None:
+    logits, labels = drawn(1000, 5)
+    kinds = {"worst-case": qf.Terraces, "greedy": qf.AAA, "paper": qf.AAA}
+    settings = {"worst-case": {"allowed": 0.05}, "greedy": {}, "paper": {}}
+    assert OBJECTIVES.keys() == kinds.keys()
+    for objective, kind in kinds.items():
+        found = qf.fit(logits, labels, objective=objective, **settings[objective])
+        protected = qf.protect(torch.nn.Identity(), found)
+        assert type(protected) is kind
+        if objective != "paper":  # Adam may flip answers near a tie
+            assert torch.equal(protected(logits).argmax(1), logits.argmax(1))
+    assert (found.tau, found.solver, found.rule) == (6.0, "adam", "lowest")
+
+
+def test_the_worst_case_is_the_default() -> None:
+    logits, labels = drawn(1000, 5)
+    assert qf.fit(logits, labels, allowed=0.05) == qf.fit(logits, labels, objective="worst-case", allowed=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "best"}, "unknown objective 'best'"),
+        ({"tau": 2.0}, "worst-case does not take tau; it belongs to the objective greedy"),
+        ({"objective": "paper", "tau": 2.0}, "paper does not take tau; it belongs to the objective greedy"),
+        ({"objective": "greedy", "ranks": 2}, "greedy does not take ranks; it belongs to the objective worst-case"),
+        ({"objective": "greedy", "rank": 2}, "greedy does not take rank; it takes curve, tau"),
+    ],
+)
+def test_settings_of_another_objective_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qf.fit(*drawn(200, 5), **settings)  # type: ignore[arg-type]
+
+
+def test_the_curve_of_terraces_takes_its_key_and_nothing_else() -> None:
+    logits, labels = drawn(1000, 5)
+    found = qf.fit(logits, labels, allowed=0.05)
+    shown = qf.disguise(logits, curve="terraces", key=found)
+    assert torch.equal(shown, qf.protect(torch.nn.Identity(), found)(logits))
+    for settings in ({"curve": "terraces"}, {"key": found}, {"curve": "terraces", "key": found, "tau": 2.0}):
+        with pytest.raises(ValueError, match=r"expected a key|no effect"):
+            qf.disguise(logits, **settings)  # type: ignore[arg-type]
+    assert torch.equal(qf.disguise(logits, tau=2.0), qf.AAA(torch.nn.Identity(), tau=2.0)(logits))
+
+
+def test_files_of_both_kinds_are_read(tmp_path) -> None:
+    logits, labels = drawn(1000, 5)
+    for name, settings in (("a", {"allowed": 0.05}), ("b", {"objective": "greedy"})):
+        found = qf.fit(logits, labels, **settings)  # type: ignore[arg-type]
+        found.save(tmp_path / name)
+        assert qf.load_fit(tmp_path / name) == found
+    (tmp_path / "c").write_text("[1")
+    with pytest.raises(ValueError, match="expected a JSON file that `fit` wrote"):
+        qf.load_fit(tmp_path / "c")
+
+
+def test_the_command_line_fits_and_attacks_with_terraces(tmp_path) -> None:
+    from queryfoil import data, models, oracle
+
+    held_out = data.load("fashion-mnist", "calibration")[:500]
+    logits = oracle.answers(models.load("fashion-resnet"), held_out.images, held_out.ids, held_out.ids)
+    np.savez(tmp_path / "logits.npz", logits=logits.numpy(), labels=held_out.labels.numpy())
+    fit = ["fit", str(tmp_path / "logits.npz"), "--out", str(tmp_path / "fit.json")]
+    result = CliRunner().invoke(app, [*fit, "--allowed", "0.05"])
+    assert result.exit_code == 0, result.output
+    assert "borders in" in result.output
+    refused = CliRunner().invoke(app, [*fit, "--tau", "2"])
+    assert refused.exit_code == 1
+    assert "it belongs to the objective greedy" in refused.stderr
+    attack = ["attack", "fashion-resnet", "--images", "fashion-mnist", "--n", "5", "--budget", "20", "--out"]
+    attack += [str(tmp_path / "out"), "--fit", str(tmp_path / "fit.json"), "--defense"]
+    wrong = CliRunner().invoke(app, [*attack, "aaa"])
+    assert "was fitted for terraces, but the defense is aaa; set terraces" in wrong.stderr
+    result = CliRunner().invoke(app, [*attack, "terraces"])
+    assert result.exit_code == 0, result.output
