@@ -11,6 +11,7 @@ from queryfoil.attacks.bandits import Bandits
 from queryfoil.attacks.blind_square import BlindSquare
 from queryfoil.attacks.cgba import CGBA
 from queryfoil.attacks.hopskipjump import HopSkipJump
+from queryfoil.attacks.leak import Leak
 from queryfoil.attacks.nes import NES
 from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.rambo import RamBo
@@ -47,7 +48,7 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
 RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
 """The paper's acceptance rules, and those of attackers who expect a defense."""
 
-READINGS: dict[str, type[Reading]] = {**STATELESS, InvertSine.name: InvertSine}
+READINGS: dict[str, type[Reading]] = {**STATELESS, InvertSine.name: InvertSine, Leak.name: Leak}
 """What an attacker who knows the defense makes of the scores."""
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = tomllib.loads(
