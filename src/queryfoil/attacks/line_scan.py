@@ -25,9 +25,10 @@ TRIED = 4  # jumps of a line that are looked at, the lowest ones: each border is
 GROWS = 1.001  # by which a jump does at least, from one step of the line to its limits
 TRIALS = 8  # for the place of a turning point between three points of a line
 REPEATED = 1e-4  # by how much an answer to the same image may differ, before the model counts as randomized
-ALIKE = {"linear": 0.06, "sine": 0.015}  # by how much heights of one kind may differ, as a share
+ALIKE = {"linear": 0.06, "sine": 0.005}  # by how much heights of one kind may differ, as a share
 LINES = {"linear": 2, "sine": 3}  # that must have a height in common
-FITTING = {"linear": 0.8, "sine": 0.6}  # share of all places that must be where the curve has them
+FITTING = 0.6  # share of the jumps that must be at borders
+CONFIRMING = 3  # turning points of other heights that must be where the curve has them; a margin turns elsewhere too
 USUAL = {"linear": 1.0, "sine": 0.7}  # alpha where only one border or interval was seen: the paper's
 
 
@@ -70,8 +71,6 @@ def estimate_tau(model: Model, images: Tensor, *, points: int = 60, halvings: in
     >>> scan = estimate_tau(AAA(models.load("fashion-resnet"), tau=6.0).eval(), images)
     >>> scan.curve, round(scan.tau, 1), scan.lines
     ('linear', 6.0, 5)
-    >>> estimate_tau(models.load("fashion-resnet"), images).tau is None
-    True
     """
     check_mode(model)
     check_images(images)
@@ -86,7 +85,7 @@ def estimate_tau(model: Model, images: Tensor, *, points: int = 60, halvings: in
     if not any(line.randomized() for line in lines):
         jumps = [jump for line in lines for jump in line.jumps(halvings)]
         found, places = _linear(jumps), len(jumps)
-        if found is None:
+        if not jumps:
             peaks, valleys = _turns(lines, points)
             found, places = _sine(peaks, valleys), len(peaks) + len(valleys)
         if found is not None:
@@ -152,8 +151,9 @@ class Line:
             i = max(range(len(m) - 1), key=lambda i: abs(m[i + 1] - signs[i] * m[i]))
             middle = (self.places[i] + self.places[i + 1]) / 2
             (shown,), (label,) = self.ask([middle])
-            for values, value in ((self.places, middle), (self.margins, shown), (self.labels, label)):
-                values.insert(i + 1, value)
+            self.places.insert(i + 1, middle)
+            self.margins.insert(i + 1, shown)
+            self.labels.insert(i + 1, label)
 
     def turns(self, way: int) -> list[Place]:
         """Peaks (way 1) or valleys (-1) inside the line, where one label is shown on both sides."""
@@ -192,8 +192,8 @@ def _linear(jumps: list[Place]) -> tuple[str, float, float] | None:
         # the lower limit at the first border is raised by calibration, at the second it is not
         tau = statistics.median((place.low + place.high) / 4 for place in borders[1])
         alpha = statistics.median(place.high - place.low for place in borders[1]) / tau - 1
-    off = [_off(place.high / tau - (1 + alpha) / 2) for place in jumps]
-    return ("linear", tau, alpha) if _share(off, 0.1) >= FITTING["linear"] and alpha > 0 else None
+    fitting = sum(_off(place.high / tau - (1 + alpha) / 2) < 0.1 for place in jumps)
+    return ("linear", tau, alpha) if fitting >= FITTING * len(jumps) and alpha > 0 else None
 
 
 def _turns(lines: list[Line], more: int) -> tuple[list[Place], list[Place]]:
@@ -210,15 +210,17 @@ def _sine(peaks: list[Place], valleys: list[Place]) -> tuple[str, float, float] 
     guesses = [(top / (k + 0.5 + peak(1.0, USUAL["sine"])), USUAL["sine"]) for top in tops for k in range(3)]
     guesses += [(two - one, _alpha(one / (two - one))) for one, two in itertools.pairwise(tops)]
 
-    def fits(guess: tuple[float, float]) -> float:
+    def hits(guess: tuple[float, float]) -> list[float]:
         tau, alpha = guess
-        off = [_off(place.high / tau - 0.5 - peak(1.0, alpha)) for place in peaks]
-        # calibration raises the lowest valleys, to 1 or so: those tell nothing
-        off += [_off(place.high / tau - 0.5 + peak(1.0, alpha)) for place in valleys if place.high > tau]
-        return _share(off, ALIKE["sine"])
+        heights = [(place.high, way) for way, places in ((1, peaks), (-1, valleys)) for place in places]
+        return [m for m, way in heights if _off(m / tau - 0.5 - way * peak(1.0, alpha)) < ALIKE["sine"]]
 
-    best = max(guesses, key=fits, default=None)
-    return None if best is None or fits(best) < FITTING["sine"] else ("sine", *best)
+    best = max(guesses, key=lambda guess: len(hits(guess)), default=None)
+    if best is None:
+        return None
+    common = max(tops, key=lambda top: sum(_near(m, top) for m in hits(best)))
+    confirming = sum(not _near(m, common) for m in hits(best))
+    return ("sine", *best) if confirming >= CONFIRMING else None
 
 
 def _alpha(height: float) -> float:
@@ -231,9 +233,9 @@ def _off(value: float) -> float:
     return abs(value - round(value))
 
 
-def _share(off: list[float], most: float) -> float:
-    """Share of distances that are at most `most`."""
-    return sum(distance <= most for distance in off) / len(off)
+def _near(one: float, other: float) -> bool:
+    """Whether two heights of turning points are the same one."""
+    return abs(one - other) <= 2 * ALIKE["sine"] * other
 
 
 def _groups(places: list[Place], curve: str) -> list[list[Place]]:
