@@ -5,10 +5,11 @@ import torch
 
 import queryfoil as qf
 from helpers import Linear, images, labels_of
-from queryfoil import data, losses, models, plan
+from queryfoil import attacking, bench, data, losses, models, plan
 from queryfoil.attacks import READINGS, build, modules, settings
 from queryfoil.attacks.adaptive import Adaptive
 from queryfoil.attacks.leak import KNOTS, Leak, features, fit_leak
+from queryfoil.report import cells
 from queryfoil.run import run
 from queryfoil.task import Task
 
@@ -116,8 +117,9 @@ def test_an_attack_with_it_is_not_misled_and_does_not_depend_on_the_batch():
     assert read.accuracy() + 0.2 < misled.accuracy()
     led = build("square", "drift", reading="leak", weights=leak.weights, neighbours=2, radius=0.02)
     for chosen in (attack, led):
-        whole = run(chosen, Hidden(model), task, 60)
-        parts = [run(chosen, Hidden(model), task.rows(rows), 60) for rows in torch.arange(40).split(7)]
+        some = task.rows(slice(0, 12))
+        whole = run(chosen, Hidden(model), some, 30)
+        parts = [run(chosen, Hidden(model), some.rows(rows), 30) for rows in torch.arange(12).split(5)]
         for field in ("fooled_at", "queries", "adversarial"):
             assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
 
@@ -140,10 +142,28 @@ def test_it_stands_in_a_plan_and_its_weights_are_part_of_the_attacks_settings(tm
         hyper = {{ reading = "leak", weights = "{weights}" }}
         """
     )
-    attack = plan.read(tmp_path / "own.toml").cells[0].build()
+    own = plan.read(tmp_path / "own.toml")
+    assert bench.bench(own, tmp_path / "out").left == 0
+    attack = own.cells[0].build()
     found = settings(attack)
     assert (found["reading"], found["weights"], found["spacing"]) == ("leak", weights, 0.5)
     assert modules(attack) == {f"queryfoil.attacks.{name}" for name in ("square", "adaptive", "tactics", "leak")}
+
+
+def test_it_is_told_by_its_start_where_a_line_has_no_place_for_all_weights(tmp_path):
+    weights = fit_leak(gaussian(60), gaussian(60, seed=1)).weights
+    asked = attacking.request(
+        model="fashion-resnet",
+        images="fashion-mnist",
+        n=4,
+        attack="square",
+        eps="16/255",
+        budget=3,
+        hyper=attacking.hyper(["reading=leak", f"weights={weights}"]),
+    )
+    _, (row,) = attacking.attack(asked, tmp_path)
+    assert row["hyper"]["weights"] == weights
+    assert f"weights {weights[:20]}… ({len(weights)} characters)" in cells.attack_setting(row)
     assert READINGS["leak"] is Leak
 
 

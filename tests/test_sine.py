@@ -6,6 +6,7 @@ from torch import nn
 
 import queryfoil as qf
 from helpers import Linear, images, labels_of
+from queryfoil import bench, plan
 from queryfoil.attacks import READINGS, build, modules, settings
 from queryfoil.attacks.adaptive import Adaptive
 from queryfoil.attacks.sine import Door, InvertSine, Tracked, peak, sine_roots
@@ -142,18 +143,18 @@ def test_where_the_curve_falls_the_reading_turns_a_search_that_was_misled():
     ],
 )
 def test_it_does_not_depend_on_the_batch_whatever_it_leads(name, how, targeted):
-    model, x = Sine(Linear(), 4.0), images(20)
+    model, x = Sine(Linear(), 4.0), images(12)
     labels = labels_of(model, x)
     targets = (labels + 1) % 10 if targeted else None
     attack = build(name, reading="invert_sine", tau=4.0, **how)
     assert isinstance(attack, Tracked)
     loss = "margin" if "threshold" in how else attack.loss
-    task = Task.create(x, labels, torch.arange(20) * 3 + 5, targets, eps=8 / 255, loss=loss)
-    whole = run(attack, model, task, 40)
-    parts = [run(attack, model, task.rows(rows), 40) for rows in torch.arange(20).split(7)]
+    task = Task.create(x, labels, torch.arange(12) * 3 + 5, targets, eps=8 / 255, loss=loss)
+    whole = run(attack, model, task, 30)
+    parts = [run(attack, model, task.rows(rows), 30) for rows in torch.arange(12).split(5)]
     for field in ("fooled_at", "queries", "adversarial"):
         assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
-    assert int(whole.queries.max()) <= 40
+    assert int(whole.queries.max()) <= 30
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -175,6 +176,34 @@ def test_a_misfit_of_rule_and_loss_is_refused_through_the_wrapper():
             Task.create(x, torch.zeros(2).long(), loss="probability"),
             9,
         )
+
+
+def test_it_runs_from_a_plan(tmp_path):
+    (tmp_path / "own.toml").write_text(
+        """
+        name = "own"
+        about = "An attacker who knows the sine"
+        [defaults]
+        dataset = "fashion-mnist"
+        model = "fashion-resnet"
+        attack = "square"
+        eps = "16/255"
+        budget = 4
+        n = 4
+        defenses = [{ name = "aaa", curve = "sine", tau = 2.5 }]
+        [[cell]]
+        label = "high"
+        hyper = { reading = "invert_sine", first = "high" }
+        [[cell]]
+        label = "around"
+        accept = "drift"
+        hyper = { reading = "invert_sine", neighbours = 2, radius = 0.02 }
+        """
+    )
+    own = plan.read(tmp_path / "own.toml")
+    assert bench.bench(own, tmp_path / "out").left == 0
+    with pytest.raises(ValueError, match="unknown first root"):
+        own.cells[0].model_copy(update={"hyper": {"reading": "invert_sine", "first": "up"}}).build()
 
 
 def test_it_is_chosen_by_name_with_the_period_of_the_defense_and_names_all_its_parts():

@@ -21,7 +21,7 @@ from queryfoil.oracle import Oracle
 from queryfoil.run import Attack, check
 from queryfoil.task import Task
 
-HALVINGS = 60  # of a piece, at most tau long: to the last bit
+HALVINGS = 50  # of a piece, at most tau long: to the last bits
 FIRST = {
     "high": "the highest root: the image is far from the boundary",
     "middle": "the middle one of three, the higher of two",
@@ -67,17 +67,15 @@ def sine_roots(margins: Tensor, tau: float = 6.0, alpha: float = 0.7) -> Tensor:
     margins = margins.double()
     middle = ((margins / tau).floor() + 0.5) * tau
     off, turn, top = margins - middle, turning_point(tau, alpha), peak(tau, alpha)
-    pieces = ((-tau / 2, -turn, off <= top), (-turn, turn, off.abs() <= top), (turn, tau / 2, off >= -top))
-    roots = []
-    for (left, right, there), rises in zip(pieces, (True, False, True), strict=True):
-        low, high = torch.full_like(off, left), torch.full_like(off, right)
-        for _ in range(HALVINGS):
-            u = (low + high) / 2
-            shown = u - alpha * tau * torch.sin(2 * math.pi * u / tau)
-            beyond = (shown > off) == rises
-            low, high = torch.where(beyond, low, u), torch.where(beyond, u, high)
-        roots.append(torch.where(there, middle + (low + high) / 2, torch.nan))
-    return torch.stack(roots, 1)
+    there = torch.stack([off <= top, off.abs() <= top, off >= -top], 1)
+    ends = torch.tensor([-tau / 2, -turn, turn, tau / 2], dtype=off.dtype, device=off.device)
+    low, high = ends[:3].repeat(len(off), 1), ends[1:].repeat(len(off), 1)
+    rises = torch.tensor([True, False, True], device=off.device)
+    for _ in range(HALVINGS):
+        u = (low + high) / 2
+        beyond = (u - alpha * tau * torch.sin(2 * math.pi * u / tau) > off[:, None]) == rises
+        low, high = torch.where(beyond, low, u), torch.where(beyond, u, high)
+    return torch.where(there, middle[:, None] + (low + high) / 2, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -191,12 +189,10 @@ class Door:
 
     def __call__(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         """Scores (N, K) with raw margins; `where` (N,) leaves out rows, which keep their last ones."""
-        asked = self.oracle.live.clone() if where is None else self.oracle.live & where  # the answer ends some rows
-        shown = self.oracle(x, where)
+        shown = self.oracle(x, where)  # the last answer of a row that was not asked, of which the root stays
         top = shown.argmax(1)
         # where another class leads, the last margin lies on the other side of 0: the lowest root is the nearest
         last = torch.where(top == self.top, self.root, -self.root)
-        self.root = torch.where(asked, self.reading.follow(_margin(shown), last), self.root)
-        self.top = torch.where(asked, top, self.top)
-        self.scores = torch.where(asked[:, None], _with_margin(shown, self.root), self.scores)
+        self.root, self.top = self.reading.follow(_margin(shown), last), top
+        self.scores = _with_margin(shown, self.root)
         return self.scores
