@@ -167,6 +167,19 @@ def test_every_loss_reads_the_roots(loss):
     assert not torch.equal(read.fooled_at, plain.fooled_at)
 
 
+def test_a_guessed_period_takes_the_place_of_the_models_and_is_refused_where_nothing_takes_it():
+    model, x = qf.AAA(Linear(), tau=6.0).eval(), images(20)
+    labels = labels_of(model, x)
+    known, guessed, right = (
+        qf.attack(model, x, labels, eps=8 / 255, budget=40, reading="invert_linear", **how).fooled_at
+        for how in ({}, {"tau": 2.5}, {"tau": 6.0})
+    )
+    assert torch.equal(known, right)
+    assert not torch.equal(known, guessed)
+    with pytest.raises(ValueError, match="no part of this attack takes tau"):
+        qf.attack(model, x, labels, eps=8 / 255, budget=40, tau=2.5)
+
+
 def test_a_misfit_of_rule_and_loss_is_refused_through_the_wrapper():
     model, x = Sine(Linear(), 4.0), images(2)
     with pytest.raises(ValueError, match="threshold below"):
