@@ -85,7 +85,7 @@ class InvertSine:
     Exact for AAA's closed form, where calibration does not interfere, as long as no wrong root is taken: about every
     second is. tau: the defense's period, > 0. alpha: its reverse step, > 0 and at most 0.73. first: which root of the
     clean image's margin it begins with (see `FIRST`); where the curve rises, an attack compares the roots as it would
-    compare what is shown, so the one in the middle makes the difference. Called as it is, without the `Tracked` that
+    compare what is shown, so the middle one alone makes a difference. Called as it is, without the `Tracked` that
     remembers, it takes that root for each answer.
 
     >>> InvertSine(first="low")(torch.tensor([[4.6373, 0.0, -1.0]])).round(decimals=2)
