@@ -33,8 +33,8 @@ def attack(
     image, the clean one included. `loss` is what the attacker minimizes: "margin", "probability_margin", "probability"
     or "cross_entropy"; left out, what the attack's authors chose. `accept` is the acceptance rule of a random
     search. `targets` (N,) make the attack targeted. `hyper` are the attack's own parameters
-    (see `ATTACKS`). Bad input raises ValueError before the model is asked, but for labels that exceed its
-    number of classes, which its first answer tells.
+    (see `ATTACKS`); a `tau` among them takes the place of the model's. Bad input raises ValueError
+    before the model is asked, but for labels that exceed its number of classes, which its first answer tells.
 
     >>> import torch
     >>> from queryfoil import data, models
@@ -43,7 +43,10 @@ def attack(
     >>> bool(result.accuracy(100) < result.accuracy(1))
     True
     """
-    chosen = build(attack, accept, norm=norm, tau=tau_of(model), **hyper)
+    tau = hyper.pop("tau", None)
+    chosen = build(attack, accept, norm=norm, tau=tau_of(model) if tau is None else tau, **hyper)
+    if tau is not None and chosen == build(attack, accept, norm=norm, tau=2 * tau, **hyper):
+        raise ValueError(f"no part of this attack takes tau, so tau={tau!r} would have no effect; leave it out")
     check(chosen, norm, targets is not None, loss)
     task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss or chosen.loss or "margin", seed=seed)
     return run(chosen, model, task, budget)

@@ -11,14 +11,17 @@ from queryfoil.attacks.bandits import Bandits
 from queryfoil.attacks.blind_square import BlindSquare
 from queryfoil.attacks.cgba import CGBA
 from queryfoil.attacks.hopskipjump import HopSkipJump
+from queryfoil.attacks.leak import Leak
 from queryfoil.attacks.nes import NES
 from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.rambo import RamBo
 from queryfoil.attacks.rays import RayS
-from queryfoil.attacks.readings import READINGS as READINGS
+from queryfoil.attacks.readings import READINGS as STATELESS
+from queryfoil.attacks.readings import Reading
 from queryfoil.attacks.sign_opt import SignOPT
 from queryfoil.attacks.signhunter import SignHunter
 from queryfoil.attacks.simba import SimBA
+from queryfoil.attacks.sine import InvertSine, Tracked
 from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
 from queryfoil.attacks.tactics import TACTICS as TACTICS
@@ -44,6 +47,9 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
 
 RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
 """The paper's acceptance rules, and those of attackers who expect a defense."""
+
+READINGS: dict[str, type[Reading]] = {**STATELESS, InvertSine.name: InvertSine, Leak.name: Leak}
+"""What an attacker who knows the defense makes of the scores."""
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = tomllib.loads(
     (Path(__file__).parent.parent / "shipped" / "presets.toml").read_text(encoding="utf-8")
@@ -100,7 +106,9 @@ def build(
         if given not in known:
             raise ValueError(f"{name} does not take these hyper-parameters: {given}; it takes {', '.join(known)}")
     attack: Attack[Any] = kind(**hyper, **extra)
-    return Adaptive(attack, **adapted) if adapted else attack
+    followed = adapted.pop("reading") if reading is InvertSine else None
+    attack = Adaptive(attack, **adapted) if adapted else attack
+    return attack if followed is None else Tracked(attack, followed)
 
 
 def _part(kind: Any, hyper: dict[str, Any], usual: dict[str, Any]) -> Any:
@@ -125,6 +133,8 @@ def settings(attack: Attack[Any]) -> dict[str, Any]:
     >>> settings(build("square"))
     {'p_init': 0.05, 'horizon': 10000, 'accept': 'greedy'}
     """
+    if isinstance(attack, Tracked):
+        return settings(attack.attack) | {"reading": attack.reading.name, **vars(attack.reading)}
     if isinstance(attack, Adaptive):
         found = settings(attack.attack)
         if attack.tactic is not None:
@@ -140,6 +150,8 @@ def settings(attack: Attack[Any]) -> dict[str, Any]:
 
 def modules(attack: Attack[Any]) -> set[str]:
     """The modules of an attack and its parts; with all that they import, the code that runs it."""
+    if isinstance(attack, Tracked):
+        return modules(attack.attack) | {type(attack).__module__}
     parts: list[Any] = [attack]
     if isinstance(attack, Adaptive):
         parts += [part for part in (attack.attack, attack.tactic, attack.reading) if part is not None]

@@ -113,11 +113,17 @@ def setting(row: Row) -> str:
     return f"{attack_setting(row)}, {row['model']} on {row['dataset']}, seed {row['seed']}, n = {row['n']}"
 
 
+def _short(value: Any) -> str:
+    """A hyper-parameter as it is, but the start of a text that is long (of weights)."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:20]}… ({len(text)} characters)"
+
+
 def attack_setting(row: Row) -> str:
     """One line that says how something was attacked."""
     goal = "targeted" if row["targeted"] else "untargeted"
     norm = {"linf": "L-inf", "l2": "L2"}[row["norm"]]
     eps = f"{row['eps'] * 255:g}/255" if row["norm"] == "linf" else f"{row['eps']:g}"
-    hyper = ", ".join(f"{k} {v}" for k, v in row["hyper"].items())
+    hyper = ", ".join(f"{k} {_short(v)}" for k, v in row["hyper"].items())
     seen = "sees labels alone" if row["loss"] is None else f"loss {row['loss']}"
     return f"{row['attack']} ({hyper}), {seen}, {goal}, {norm} eps {eps}, budget {row['budget']} queries"
