@@ -58,7 +58,7 @@ def main() -> None:
     network = models.load("fashion-resnet")
     held_out = data.load("fashion-mnist", "calibration")
     scores = answers(network, held_out.images, held_out.ids, torch.zeros_like(held_out.ids))
-    fitted = fit(scores, held_out.labels, curve="sine")
+    fitted = fit(scores, held_out.labels, objective="greedy", curve="sine")
     images = data.load("fashion-mnist", "attack")[: arguments.n]
     task = Task.create(images.images, images.labels, images.ids, eps=EPS)
     print(

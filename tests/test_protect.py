@@ -78,7 +78,7 @@ def test_the_command_line_fits_and_attacks_with_terraces(tmp_path) -> None:
     assert result.exit_code == 0, result.output
     assert "borders in" in result.output
     refused = CliRunner().invoke(app, [*fit, "--tau", "2"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "it belongs to the objective greedy" in refused.stderr
     attack = ["attack", "fashion-resnet", "--images", "fashion-mnist", "--n", "5", "--budget", "20", "--out"]
     attack += [str(tmp_path / "out"), "--fit", str(tmp_path / "fit.json"), "--defense"]
