@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from queryfoil import AAA, data, disguise, fit, losses, models
+from queryfoil import AAA, data, disguise, losses, models
 from queryfoil.attacks import build
 from queryfoil.attacks.leak import fit_leak
+from queryfoil.defenses.calibration import fit
 from queryfoil.oracle import answers
 from queryfoil.run import run
 from queryfoil.task import Task
@@ -61,7 +62,7 @@ def main() -> None:
     print(f"{VICTIM}, surrogate {SURROGATE}; left in % at 100 / {budget} queries, n = {ATTACKED}, eps 16/255")
     print(f"{'defense':<24} {'reading':<22} {'tau':>5} {'Spearman':>8}  " + "  ".join(f"{a:>12}" for a in ATTACKERS))
     for defense, how in DEFENSES.items():
-        victims, own = (fit(raw(name, known), known.labels, objective="greedy", **how).settings() for name in (VICTIM, SURROGATE))
+        victims, own = (fit(raw(name, known), known.labels, **how).settings() for name in (VICTIM, SURROGATE))
         served = AAA(networks[VICTIM], **victims).eval()
         shown, true = disguise(raw(VICTIM, seen), **victims), lead(raw(VICTIM, seen))
         for reading, settings in (("none", None), ("leak", own), ("leak, victim's defense", victims)):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from queryfoil import AAA, data, fit, losses, models
+from queryfoil import AAA, data, losses, models
 from queryfoil.attacks import build
 from queryfoil.attacks.sine import FIRST, InvertSine, sine_roots
+from queryfoil.defenses.calibration import fit
 from queryfoil.oracle import answers
 from queryfoil.run import run
 from queryfoil.task import Task
@@ -58,7 +59,7 @@ def main() -> None:
     network = models.load("fashion-resnet")
     held_out = data.load("fashion-mnist", "calibration")
     scores = answers(network, held_out.images, held_out.ids, torch.zeros_like(held_out.ids))
-    fitted = fit(scores, held_out.labels, objective="greedy", curve="sine")
+    fitted = fit(scores, held_out.labels, curve="sine")
     images = data.load("fashion-mnist", "attack")[: arguments.n]
     task = Task.create(images.images, images.labels, images.ids, eps=EPS)
     print(

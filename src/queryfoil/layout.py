@@ -31,6 +31,7 @@ class Layout(BaseModel):
     show: tuple[Literal["accuracy", "queries"], ...] = ("accuracy",)
     over: str | None = None
     worst: bool = False
+    ceiling: str | None = None  # the column that shows labels alone: the worst case of the others is compared with its
     ours: str | None = None  # the column whose place among the others the paper argues for
     figures: tuple[Literal["queries", "losses", "scores", "sweep", "curves", "frontier"], ...] = ()
 
@@ -40,7 +41,13 @@ class Layout(BaseModel):
         for axis in (self.columns, *self.rows, *(self.users or ()), *([self.over] if self.over else [])):
             lookup(axes, axis, "axis of the layout")
         columns = dict.fromkeys(place[self.columns] for place in places if self.columns in place)
-        for column in [*([self.ours] if self.ours else []), *(c for row in paper.values() for c in row)]:
+        if self.ceiling is not None and not self.worst:
+            raise ValueError("a ceiling is compared with the worst case; set worst, or leave ceiling out")
+        for column in [
+            *([self.ours] if self.ours else []),
+            *([self.ceiling] if self.ceiling else []),
+            *(c for row in paper.values() for c in row),
+        ]:
             lookup(columns, column, "column of the layout")
         if late := [q for q in self.at if q > budget]:
             raise ValueError(f"expected at <= the budget of every cell, but got {late[0]}")
