@@ -152,6 +152,19 @@ def test_answers_that_are_all_right_say_nothing_of_errors() -> None:
         fit(logits, logits.argmax(1))
 
 
+def test_logits_that_are_all_tied_are_refused() -> None:
+    with pytest.raises(ValueError, match="all rows are tied for the top"):
+        fit(torch.zeros(100, 5), torch.zeros(100, dtype=torch.int64))
+
+
+def test_two_classes_have_terraces_too() -> None:
+    found = fit(*drawn(1000, 2, scale=2.0), allowed=0.05, ranks=1)
+    logits, _ = drawn(500, 2, seed=1)
+    shown = terraced(logits, found)
+    assert torch.equal(shown.argmax(1), logits.argmax(1))
+    assert float(shown.softmax(1).amax(1).min()) >= 0.5
+
+
 def test_another_number_of_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="expected scores of 3 classes, as the terraces were fitted to, but got 4"):
         terraced(torch.zeros(2, 4), key())
