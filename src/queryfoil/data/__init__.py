@@ -12,8 +12,10 @@ from queryfoil.data.idx import read_idx as read_idx
 from queryfoil.data.images import Images as Images
 from queryfoil.data.images import from_bytes as from_bytes
 from queryfoil.data.images import read_npz as read_npz
+from queryfoil.data.pairs import pairs
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "data"
+PAIRS = "fashion-pairs"
 
 
 class Dataset(NamedTuple):
@@ -45,6 +47,12 @@ DATASETS: dict[str, Dataset] = {
         ("train", "test"),
         read_idx,
     ),
+    PAIRS: Dataset(
+        "two images of fashion-mnist side by side, 28 x 56, 100 classes; shipped",
+        "nothing, as it is made from the shipped images of fashion-mnist",
+        (),
+        read_idx,
+    ),
     "cifar10": Dataset(
         "32 x 32 colour photographs, 10 classes; from a folder of Python or binary batches",
         "a folder with the Python or binary batches, from https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -66,7 +74,7 @@ DATASETS: dict[str, Dataset] = {
 }
 """Name to what is known about the data set; `load` reads it."""
 
-SLICES = {"fashion-mnist": ("attack", "calibration")}
+SLICES = {"fashion-mnist": ("attack", "calibration"), PAIRS: ("attack", "calibration")}
 """Splits that ship with the library."""
 
 
@@ -84,6 +92,8 @@ def load(name: str, split: str, folder: str | Path | None = None) -> Images:
     dataset = lookup(DATASETS, name, "data set")
     shipped = SLICES.get(name, ())
     lookup(dict.fromkeys((*shipped, *dataset.splits)), split, "split")
+    if name == PAIRS:
+        return pairs(load("fashion-mnist", split), 10)
     if split in shipped:
         with np.load(SHIPPED / f"{name}.npz", allow_pickle=False) as arrays:
             images, labels, ids = (arrays[f"{split}_{part}"] for part in ("images", "labels", "ids"))
