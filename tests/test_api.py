@@ -29,10 +29,12 @@ def test_the_package_exports_exactly_its_documented_names():
         "DATASETS",
         "DEFENSES",
         "Fit",
+        "Flag",
         "InputNoise",
         "MODELS",
         "Result",
         "attack",
+        "check",
         "disguise",
         "fit",
     }

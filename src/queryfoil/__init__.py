@@ -12,6 +12,8 @@ from queryfoil.defenses.calibration import Fit as Fit
 from queryfoil.defenses.calibration import fit as fit
 from queryfoil.defenses.disguise import disguise as disguise
 from queryfoil.defenses.noise import InputNoise as InputNoise
+from queryfoil.flags.check import check as check
+from queryfoil.flags.flag import Flag as Flag
 from queryfoil.models import MODELS as MODELS
 from queryfoil.run import Result as Result
 
