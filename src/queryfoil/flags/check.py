@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from queryfoil.checks import require_whole
-from queryfoil.flags import answers, counting, jumps, labels, overhead, results, scores, suite
+from queryfoil.flags import answers, counting, jumps, labels, overhead, planted, results, scores, suite
 from queryfoil.flags.flag import Flag, not_judged, number
 from queryfoil.flags.record import Record
 from queryfoil.flags.subject import Subject
@@ -76,6 +76,7 @@ def check(
     mine, plain = ([], []) if budget is None else _attack(subject, budget, report)
     found += of_results(mine, plain)
     found.append(_leak(task, calibration))
+    found.append(_planted(subject, budget))
     named = {flag.id: flag for flag in found}
     return [named[id] for id in sorted(named, key=number)]
 
@@ -130,6 +131,15 @@ def _attack(subject: Subject, budget: int, report: suite.Report) -> tuple[list[R
         spent += int(made.queries.sum())
     report("done", total, total, spent)
     return mine, plain
+
+
+def _planted(subject: Subject, budget: int | None) -> Flag:
+    """F17 with the attacks of the suite that go on from scores with Square."""
+    if budget is None:
+        return not_judged("F17", "attacks; pass a budget")
+    every = suite.suite(subject.task.norm, False, subject.clean.shape[1])
+    known = [one for one in every if one.attack == "square" and one.times == 1 and not one.later]
+    return planted.planted_example(subject, known, budget)
 
 
 def _leak(task: Task, calibration: Tensor | None) -> Flag:

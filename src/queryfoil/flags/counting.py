@@ -13,7 +13,7 @@ from queryfoil.metrics import NEVER
 
 CONFIRMED = 0.5
 FEWEST = 5  # successes whose mean says something
-REPEATED = 0.05
+REPEATED = 0.1
 OUTSIDE = 1e-6
 
 
@@ -44,7 +44,7 @@ def budget_accounting(mine: Sequence[Record]) -> Flag:
     """F14: queries as the attack's record counts them, as the model saw them, and how many of them were repeated.
 
     Also from records alone: no image above its budget, each success at the last query, each survivor with the whole
-    budget. Raised by any mismatch; and, where the model's own count is there, by more than 5 % repeated queries of all
+    budget. Raised by any mismatch; and, where the model's own count is there, by more than 10 % repeated queries of all
     to a model that declares itself deterministic.
     """
     if not mine:

@@ -11,7 +11,7 @@ from queryfoil.attacks import build, settings
 from queryfoil.defenses import tau_of
 from queryfoil.flags.record import Record
 from queryfoil.oracle import Model, answers
-from queryfoil.run import Result, confirm, run
+from queryfoil.run import Attack, Result, confirm, run
 from queryfoil.task import Task
 
 Report = Callable[[str, int, int, int], None]
@@ -74,24 +74,28 @@ def record(
 ) -> Record:
     """Run one of them on a model; the task is that of the check, whose radius and seed it changes."""
     attack = build(short.attack, short.accept, norm=task.norm, tau=tau_of(model), **short.hyper)
-    loss = None if attack.loss is None else short.loss or attack.loss
-    eps = radius(short, task.norm, task.eps, task.images[0].numel())
-    own = Task.create(
-        task.images, task.labels, task.ids, None, task.norm, eps, loss or "margin", (task.seed + short.later) % 2**63
-    )
+    own = on(short, task, attack)
     counting, ledger = Counting(model), Ledger(own.ids)
     result = run(attack, counting, own, budget, progress=progress, observe=ledger)
     asked = counting.asked
     confirmed = confirm(model, own, result)
     return Record(
         label=short.label, model="", defense=defense, dataset="", attack=short.attack, hyper=settings(attack),
-        accept=short.accept, loss=loss, norm=task.norm, eps=eps, targeted=False, seed=own.seed, budget=budget,
+        accept=short.accept, loss=None if attack.loss is None else own.loss, norm=task.norm, eps=own.eps,
+        targeted=False, seed=own.seed, budget=budget,
         ids=own.ids.cpu().numpy(), queries=result.queries.cpu().numpy(), fooled_at=result.fooled_at.cpu().numpy(),
         deterministic=bool(getattr(model, "deterministic", True)), confirmed=confirmed.cpu().numpy(),
         adversarial=_levels(result.adversarial).cpu().numpy(), clean=_levels(own.images).cpu().numpy(),
         ledger=(ledger.seen.numpy(), ledger.repeated.numpy()), asked=asked,
         saved=_saved(model, own, result).cpu().numpy(),
     )  # fmt: skip
+
+
+def on(short: Short, task: Task, attack: Attack[Any]) -> Task:
+    """The task of the check as that of one of them: with its loss, radius and seed."""
+    eps = radius(short, task.norm, task.eps, task.images[0].numel())
+    loss, seed = short.loss or attack.loss or "margin", (task.seed + short.later) % 2**63
+    return Task.create(task.images, task.labels, task.ids, None, task.norm, eps, loss, seed)
 
 
 class Counting:
