@@ -36,6 +36,8 @@ class Subject:
         return self._ask(self.raw, x, rows, 0)
 
     def _ask(self, model: Model, x: Tensor, rows: Tensor | None, query: int) -> Tensor:
+        if not len(x):
+            return self.clean[:0]
         ids = self.task.ids if rows is None else self.task.ids[rows]
         return answers(model, quantize(x), ids, torch.full_like(ids, query), self.task.seed)
 

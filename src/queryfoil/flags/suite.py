@@ -1,7 +1,7 @@
 """The short attacks that `check` runs: the paper's, of attackers who expect a defense, of labels, and controls."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def on(short: Short, task: Task, attack: Attack[Any]) -> Task:
     """The task of the check as that of one of them: with its loss, radius and seed."""
     eps = radius(short, task.norm, task.eps, task.images[0].numel())
     loss, seed = short.loss or attack.loss or "margin", (task.seed + short.later) % 2**63
-    return Task.create(task.images, task.labels, task.ids, None, task.norm, eps, loss, seed)
+    return replace(task, eps=eps, loss=loss, seed=seed)  # whose images were checked, and warned about, once
 
 
 class Counting:
