@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from queryfoil import rng
+from queryfoil import metrics, rng
 from queryfoil.attacks import build
 from queryfoil.defenses import tau_of
 from queryfoil.defenses.defense import Defense
@@ -63,7 +63,9 @@ class Planted(nn.Module):
 
 
 def planted_example(subject: Subject, shorts: list[Short], budget: int) -> Flag:
-    """F17: greedy Square and others on the defense around `Planted`; raised where together they find less than 95 %.
+    """F17: greedy Square and others on the defense around `Planted`; raised where together they find too few.
+
+    That is less than 95 % (the 95 % interval ends below).
 
     Each attack is run on the images that the ones before it left. Of those images whose planted example fools the
     defense when it is shown, in most of ten draws; not judged where greedy Square finds less than 95 % without it.
@@ -100,10 +102,11 @@ def planted_example(subject: Subject, shorts: list[Short], budget: int) -> Flag:
     measured = (
         f"of {len(there)} images that provably have an adversarial example in their ball, {shorts[0].label} finds "
         f"{percent(first)} in {budget} queries, and {len(shorts)} attacks together {percent(together)} "
-        f"({percent(control)} without the defense). Raised below {percent(FOUND)} together"
+        f"({percent(control)} without the defense). Raised where the 95 % interval ends below {percent(FOUND)} "
+        "together"
     )
     return judged(
-        "F17", together < FOUND, measured,
+        "F17", metrics.wilson(len(there) - len(left), len(there)).high < FOUND, measured,
         images=len(there), standard=first, together=together, undefended=control,
     )  # fmt: skip
 
