@@ -1,84 +1,61 @@
-"""`queryfoil check`: the flags of a model of yours, on images of yours, as a page and a file."""
+"""The command `queryfoil check`, with the options of `queryfoil attack`."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from torch import Tensor
+import typer
 
-from queryfoil import attacking, files, pictures, provenance
-from queryfoil.attacking import Prepared, Request
-from queryfoil.chunks import Progress
-from queryfoil.flags import pages
-from queryfoil.flags.check import check, expected
-from queryfoil.flags.flag import Flag
-from queryfoil.models.zoo import on_device
-
-FILES = ("check.json", "check.html")
+from queryfoil import attacking
+from queryfoil.flags import prepared
+from queryfoil.terminal import Display, console, flags, plainly
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A model and images in memory, and what the short attacks will cost at most."""
+@plainly
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As `queryfoil attack` takes it.")],
+    images: Annotated[str, typer.Option(help="As `queryfoil attack` takes them; 100 do for a first look.")],
+    out: Annotated[Path, typer.Option(help="Folder for check.json and check.html.")],
+    norm: Annotated[str, typer.Option(help="Norm of the ball: linf or l2.")] = "linf",
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius of the ball on the [0, 1] scale, such as 8/255 or 0.5; for linf, 8/255 if left out."),
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Most queries an image of each short attack, from 8 on.")] = 500,
+    n: Annotated[int, typer.Option("--n", help="Check on the first n images.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Images that the defense was fitted on, as a folder or NumPy file: none may be attacked."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="What the scores are: logits, log_probs or probs; as the model says if left out.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="As for `queryfoil attack`, and so std and size.")] = None,
+    std: Annotated[str | None, typer.Option(help="Then divided by, such as 0.229,0.224,0.225.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width to which images are resized inside.")] = None,
+    defense: Annotated[str | None, typer.Option(help="Put a defense around the model: see `queryfoil list`.")] = None,
+    defense_set: Annotated[
+        list[str] | None, typer.Option("--defense-set", metavar="KEY=VALUE", help="A setting of the defense; repeat.")
+    ] = None,
+    fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense aaa.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Ask whether a defense only looks strong: flags of its answers and of short attacks.
 
-    prepared: Prepared
-    calibration: Tensor | None
-    budget: int
-    queries: int
-    rate: float  # a second
-
-    @property
-    def estimate(self) -> str:
-        """What is about to happen, in a sentence."""
-        return (
-            f"{len(self.prepared)} images; at most {self.queries:,} queries of short attacks, about "
-            f"{max(self.queries / self.rate / 60, 0.1):.1f} minutes at {self.rate:,.0f} queries a second, and some "
-            "10,000 uncounted calls for the flags of its answers"
+    docs/flags.md explains each flag.
+    """
+    if eps is None and norm == "l2":
+        raise ValueError(
+            "expected --eps, the length that an image may be changed by in L2, such as 0.5; there is no usual one"
         )
-
-
-def ready(request: Request, out: str | Path, calibration: str | None = None, device: str = "cpu") -> Ready:
-    """Load all and look whether the folder can be used; ValueError that says what is wrong."""
-    folder = Path(out)
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
-        raise ValueError(f"expected {folder} to be new, empty or of `queryfoil check`, but it holds other files")
-    if request.budget < 8:
-        raise ValueError(f"expected a budget of at least 8 queries an image, but got {request.budget}")
-    prepared = attacking.prepare(request, device)
-    task = prepared.task
-    fitted_on = None if calibration is None else on_device(pictures.read(calibration).images, device).images
-    queries, rate = expected(prepared.model, task.images, task.ids, task.norm, request.budget, raw=True)
-    return Ready(prepared, fitted_on, request.budget, queries, rate)
-
-
-def run(now: Ready, out: str | Path, report: Callable[[Progress], None] = lambda progress: None) -> list[Flag]:
-    """Judge all flags and write check.json and check.html into the folder."""
-    p = now.prepared
-    task = p.task
-    flags = check(
-        p.model, task.images, task.labels, raw=p.victim, norm=task.norm, eps=task.eps, seed=task.seed,
-        budget=now.budget, ids=task.ids, calibration=now.calibration,
-        report=lambda label, units, total, queries: report(Progress(label, units, total, queries)),
+    request = attacking.request(
+        model=model, output=output, mean=mean, std=std, size=size,
+        defense=defense, defense_hyper=attacking.hyper(defense_set or []), fit=fit,
+        images=images, n=n, attack="square", norm=norm, eps=eps or "8/255", budget=budget, seed=seed,
     )  # fmt: skip
-    request, versions = p.request, provenance.versions()
-    defense = {"name": request.defense, **request.defense_hyper, "fitted": p.fitted}
-    facts: dict[str, Any] = {
-        "model": request.model,
-        "model_hashes": p.victim.identity,
-        "defense": None if request.defense is None else defense,
-        "images": request.images,
-        "n": len(p),
-        "norm": task.norm,
-        "eps": task.eps,
-        "budget": now.budget,
-        "seed": task.seed,
-        "images_hash": provenance.tensors(task.images, task.labels, task.ids),
-    }  # fmt: skip
-    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value is not None]
-    files.write_text(Path(out) / "check.html", pages.html(request.name, lines, flags, versions))
-    files.write_text(
-        Path(out) / "check.json", json.dumps(pages.as_json(facts, flags, versions), indent=1, allow_nan=False) + "\n"
-    )
-    return flags
+    ready = prepared.ready(request, out, calibration, device)
+    console.print(f"{request.name}: {ready.estimate}", markup=False, soft_wrap=True)
+    with Display() as report:
+        found = prepared.run(ready, out, report)
+    flags(found)
+    console.print(f"page: {(out / 'check.html').resolve()}", markup=False, soft_wrap=True)
