@@ -12,6 +12,8 @@ from queryfoil.defenses.calibration import Fit as Fit
 from queryfoil.defenses.noise import InputNoise as InputNoise
 from queryfoil.defenses.terrace_fit import TerraceFit as TerraceFit
 from queryfoil.defenses.terraces import Terraces as Terraces
+from queryfoil.flags.check import check as check
+from queryfoil.flags.flag import Flag as Flag
 from queryfoil.models import MODELS as MODELS
 from queryfoil.protect import disguise as disguise
 from queryfoil.protect import fit as fit

@@ -14,6 +14,7 @@ from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
+from queryfoil.flags import command as checking
 from queryfoil.models import MODELS
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.zoo import card
@@ -163,6 +164,9 @@ def attack(
     results(rows, "model")
     console.print(f"adversarial images: {attacking.about_pictures(rows[0])}", markup=False, soft_wrap=True)
     console.print(f"results: {out.resolve()}", markup=False, soft_wrap=True)
+
+
+app.command("check")(checking.command)
 
 
 @app.command("report")

@@ -15,6 +15,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from queryfoil.chunks import Outcome, Progress
+from queryfoil.flags import pages
+from queryfoil.flags.flag import Flag
 from queryfoil.oracle import ModelError
 from queryfoil.report import cells
 
@@ -107,6 +109,20 @@ def results(rows: list[cells.Row], kind: str) -> None:
     console.print("small print: 95 % interval and number of images", style="dim")
     for line in dict.fromkeys(cells.setting(row) for row in rows):
         console.print(line, style="dim", markup=False)
+
+
+def flags(found: list[Flag]) -> None:
+    """Print a table of flags, and how many are raised."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("", "flag", "", "measured"):
+        table.add_column(heading, overflow="fold")
+    styles = {"verdict": "red", "property": "yellow"}
+    for flag in found:
+        status = f"[{styles[flag.kind]}]{flag.kind}[/]" if flag.raised else f"[dim]{flag.status}[/dim]"
+        text = f"missing: {flag.missing}" if flag.missing else flag.measured
+        table.add_row(flag.id, flag.name, status, escape(text))
+    console.print(table)
+    console.print(f"{pages.counts(found)}; docs/flags.md explains them", markup=False, soft_wrap=True)
 
 
 def _stacked(entry: cells.Entry) -> str:

@@ -1,4 +1,4 @@
-"""A network for pairs of images: one network reads both halves, and each pair of classes has the sum of their logits."""
+"""A network for pairs of images: another reads both halves, and each pair of classes has the sum of their logits."""
 
 from torch import Tensor, nn
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from queryfoil import files, summary
 from queryfoil.attacks import TACTICS
+from queryfoil.flags import pages, stored
 from queryfoil.plan import Plan
 from queryfoil.report import cells, figures, sheets
 from queryfoil.report.cells import Row
@@ -45,8 +46,9 @@ def write(folder: str | Path) -> list[Row]:
         for name, content in picture.files().items():
             with files.replacing(out / "figures" / name) as temporary:
                 temporary.write_bytes(content)
-    files.write_text(out / "report.md", markdown(plan, rows, sheet))
-    files.write_text(out / "report.html", html(plan, rows, pictures, sheet))
+    flags = stored.of_folder(results)
+    files.write_text(out / "report.md", markdown(plan, rows, sheet, flags))
+    files.write_text(out / "report.html", html(plan, rows, pictures, sheet, flags))
     return rows
 
 
@@ -99,7 +101,7 @@ def _beside(plan: Plan) -> str:
     return BESIDE if plan.paper else NUMBERS
 
 
-def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str:
+def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None, flags: pages.Flagged = ()) -> str:
     """The table and its conditions, for a README or an issue."""
     columns = cells.columns(rows)
     lines = [f"# {plan.name}", "", plan.about + ".", ""]
@@ -114,11 +116,13 @@ def markdown(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str:
         lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (row["label"], *texts)) + " |")
     lines += ["", "In brackets: 95 % interval and number of images.", ""]
     lines += [f"- {c.heading}: {c.meaning}" for c in columns]
-    lines += ["", *(f"- {line}" for line in _settings(rows)), "", limits(rows), ""]
+    lines += ["", *(f"- {line}" for line in _settings(rows)), "", limits(rows), "", *pages.section(flags)]
     return "\n".join(lines)
 
 
-def html(plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.Sheet | None) -> str:
+def html(
+    plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.Sheet | None, flags: pages.Flagged = ()
+) -> str:
     """One page with everything inside: no script, no network."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(zip=zip, described=_described)
@@ -132,6 +136,8 @@ def html(plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.She
         columns=cells.columns(rows),
         rows=[(row, cells.entries(row, cells.points(rows))) for row in rows],
         limits=limits(rows),
+        flags=pages.raised(flags),
+        unjudged=pages.unjudged(flags),
         pictures=pictures,
         settings=_settings(rows),
         versions=_versions(rows),
