@@ -52,10 +52,6 @@ class Request(Settings):
 
     @model_validator(mode="after")
     def _defended(self) -> Self:
-        if self.defense is not None:
-            Defense.model_validate({**self.defense_hyper, "name": self.defense})
-        elif self.defense_hyper:
-            raise ValueError("settings of a defense would have no effect without one; set defense, or leave them out")
         if self.fit is not None and self.defense_hyper:
             raise ValueError("fit holds the settings of the defense, so others would have no effect; leave one out")
         if self.defense in FITTED and self.fit is None and "tau" not in self.defense_hyper:
@@ -68,6 +64,10 @@ class Request(Settings):
             raise ValueError(
                 f"fit is for the defense {' or '.join(FITTED)} and would have no effect; leave it out, or set defense"
             )
+        if self.defense is not None:
+            Defense.model_validate({**self.defense_hyper, "name": self.defense, "fit": self.fit is not None})
+        elif self.defense_hyper:
+            raise ValueError("settings of a defense would have no effect without one; set defense, or leave them out")
         return self
 
     @property

@@ -63,6 +63,9 @@ class Defense(BaseModel):
             raise ValueError("fit finds the temperature, so setting it as well would have no effect; leave one out")
         for name in self.arguments:
             lookup(accepted, name, f"argument of {self.name}")
+        needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+        if missing := [name for name in needed if name not in self.arguments]:
+            raise ValueError(f"{self.name} needs {', '.join(missing)}, which a fit finds; set fit, or pass a fit")
         return self
 
 
