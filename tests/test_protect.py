@@ -45,6 +45,12 @@ def test_settings_of_another_objective_are_refused(settings: dict[str, object], 
         qf.fit(*drawn(200, 5), **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_logits_that_are_all_tied_are_refused(objective: str) -> None:
+    with pytest.raises(ValueError, match="all rows are tied for the top"):
+        qf.fit(torch.zeros(100, 5), torch.zeros(100, dtype=torch.int64), objective=objective)
+
+
 def test_the_curve_of_terraces_takes_its_key_and_nothing_else() -> None:
     logits, labels = drawn(1000, 5)
     found = qf.fit(logits, labels, allowed=0.05)
