@@ -275,7 +275,10 @@ def test_collect_reads_the_cells_in_the_order_of_the_plan(finished: Path) -> Non
         (("n = 24", "n = 24\nfrobnicate = 1"), "frobnicate: Extra inputs are not permitted"),
         (("std = 0.05", "sd = 0.05"), "unknown argument of input_noise 'sd'.*did you mean 'std'"),
         (("std = 0.05", "fit = true"), "only aaa, terraces, temperature can be fitted"),
-        (('"input_noise", std = 0.05', '"terraces"'), "terraces needs group, borders, shares, which a fit finds; set fit"),
+        (
+            ('"input_noise", std = 0.05', '"terraces"'),
+            "terraces needs group, borders, shares, which a fit finds; set fit",
+        ),
         (("temperature = 1.1", "temperature = 1.1, fit = true"), "fit finds the temperature"),
         (('label = "AAA"', 'label = "undefended"'), "a different label for each cell"),
         (("n = 24", 'n = 24\nnorm = "l1"'), "unknown norm 'l1': expected one of l2, linf"),
