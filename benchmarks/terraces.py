@@ -11,7 +11,8 @@ import time
 
 import torch
 
-from queryfoil import data, disguise, fit, metrics, models
+from queryfoil import data, disguise, metrics, models
+from queryfoil.defenses.terrace_fit import fit
 from queryfoil.oracle import answers
 
 
