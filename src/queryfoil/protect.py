@@ -17,7 +17,7 @@ from queryfoil.defenses.terrace_fit import TerraceFit
 from queryfoil.defenses.terraces import Terraces, terraced
 
 OBJECTIVES: dict[str, tuple[Callable[..., Fit | TerraceFit], dict[str, Any], str]] = {
-    "worst-case": (terrace_fit.fit, {}, "terraces: best against attackers who expect a defense"),
+    "worst-case": (terrace_fit.fit, {}, "terraces: little to go by for attackers who expect a defense"),
     "greedy": (
         calibration.fit,
         {},
