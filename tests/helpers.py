@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from queryfoil.defenses.disguise import disguise
 from queryfoil.oracle import LabelOracle, Oracle
 from queryfoil.task import Task
 
@@ -153,3 +154,15 @@ def nearest(model: Linear, x: Tensor, norm: str) -> Tensor:
     with torch.no_grad():
         weight = (model.weight[0] - model.weight[1]) * 255 / 1024
         return model(x).diff(dim=1).abs().squeeze(1) / (weight.norm() if norm == "l2" else weight.abs().sum())
+
+
+class Negated(nn.Module):
+    """A model that shows, of the model's logits, the margin 12 - m: what the linear curve with tau 12 does."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, x):
+        return disguise(self.model(x), tau=12.0, beta=0.0)

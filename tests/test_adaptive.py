@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import queryfoil as qf
-from helpers import Linear, Plateau, Watch, images, labels_of
+from helpers import Linear, Negated, Plateau, Watch, images, labels_of
 from queryfoil.attacks import READINGS, RULES, TACTICS, build, modules, settings
 from queryfoil.attacks.adaptive import Adaptive
 from queryfoil.attacks.nes import NES
@@ -144,18 +144,6 @@ def test_the_sum_of_centred_logits_shows_the_margin_behind_dld():
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).double()
     logits = 3 * (logits - logits.mean(1, keepdim=True))
     torch.testing.assert_close(LogitSum()(dashed(logits)), logits)
-
-
-class Negated(nn.Module):
-    """A model that shows, of the model's logits, the margin 12 - m: what the linear curve with tau 12 does."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, x):
-        return qf.disguise(self.model(x), tau=12.0, beta=0.0)
 
 
 def test_a_reading_makes_an_attack_what_it_was_without_the_defense():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import queryfoil as qf
-from helpers import Linear, images, labels_of
+from helpers import Linear, Negated, images, labels_of
 from queryfoil import attacking, bench, data, losses, models, plan
 from queryfoil.attacks import READINGS, build, modules, settings
 from queryfoil.attacks.adaptive import Adaptive
@@ -95,16 +95,6 @@ def test_a_leak_reads_the_margin_of_another_network_behind_the_defense_of_the_pa
     assert ranks_agree(leak.predict(shown), true) > 0.95
 
 
-class Hidden(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, x):
-        return qf.disguise(self.model(x), tau=12.0, beta=0.0)
-
-
 def test_an_attack_with_it_is_not_misled_and_does_not_depend_on_the_batch():
     model, x = Linear(), images(40)
     with torch.no_grad():
@@ -113,13 +103,13 @@ def test_an_attack_with_it_is_not_misled_and_does_not_depend_on_the_batch():
     task = Task.create(x, labels_of(model, x), torch.arange(40) * 3 + 5, eps=8 / 255)
     attack = build("square", reading="leak", weights=leak.weights, spacing=leak.spacing)
     assert attack == Adaptive(build("square"), reading=leak)
-    misled, read = (run(a, Hidden(model), task, 60) for a in (build("square"), attack))
+    misled, read = (run(a, Negated(model), task, 60) for a in (build("square"), attack))
     assert read.accuracy() + 0.2 < misled.accuracy()
     led = build("square", "drift", reading="leak", weights=leak.weights, neighbours=2, radius=0.02)
     for chosen in (attack, led):
         some = task.rows(slice(0, 12))
-        whole = run(chosen, Hidden(model), some, 30)
-        parts = [run(chosen, Hidden(model), some.rows(rows), 30) for rows in torch.arange(12).split(5)]
+        whole = run(chosen, Negated(model), some, 30)
+        parts = [run(chosen, Negated(model), some.rows(rows), 30) for rows in torch.arange(12).split(5)]
         for field in ("fooled_at", "queries", "adversarial"):
             assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
 

@@ -56,10 +56,18 @@ def test_the_curve_of_terraces_takes_its_key_and_nothing_else() -> None:
     found = qf.fit(logits, labels, allowed=0.05)
     shown = qf.disguise(logits, curve="terraces", key=found)
     assert torch.equal(shown, qf.protect(torch.nn.Identity(), found)(logits))
-    for settings in ({"curve": "terraces"}, {"key": found}, {"curve": "terraces", "key": found, "tau": 2.0}):
+    wrong = [{"curve": "terraces"}, {"key": found}, {"curve": "terraces", "key": found, "tau": 2.0}]
+    wrong += [{"curve": "terraces", "key": {}}, {"curve": "linear", "key": {}}]
+    for settings in wrong:
         with pytest.raises(ValueError, match=r"expected a key|no effect"):
             qf.disguise(logits, **settings)  # type: ignore[arg-type]
     assert torch.equal(qf.disguise(logits, tau=2.0), qf.AAA(torch.nn.Identity(), tau=2.0)(logits))
+
+
+@pytest.mark.parametrize("found", [None, {}, "fit.json"])
+def test_what_is_no_fit_is_refused(found: object) -> None:
+    with pytest.raises(ValueError, match="expected what `fit` found"):
+        qf.protect(torch.nn.Identity(), found)  # type: ignore[arg-type]
 
 
 def test_files_of_both_kinds_are_read(tmp_path) -> None:

@@ -14,7 +14,13 @@ from queryfoil.report.worst import behind, worst
 NEVER = int(table.fooled_at(pa.table({"fooled_at": pa.array([None], pa.int64())}))[0])
 
 
-def cell(fooled_at: list[int | None], seed: int = 0, loss: str | None = "margin", ids: list[int] | None = None) -> Any:
+def cell(
+    fooled_at: list[int | None],
+    seed: int = 0,
+    loss: str | None = "margin",
+    ids: list[int] | None = None,
+    attack: str = "square",
+) -> Any:
     ids = list(range(len(fooled_at))) if ids is None else ids
     attacked = pa.table({"id": ids, "fooled_at": pa.array(fooled_at, pa.int64())})
     confidence = np.array([[0.9, 0.1], [0.6, 0.4]] * 20)
@@ -25,7 +31,8 @@ def cell(fooled_at: list[int | None], seed: int = 0, loss: str | None = "margin"
             "undefended_scores": pa.array(np.log(confidence).astype(np.float32).tolist(), table.SCORES),
         }
     )
-    return SimpleNamespace(cell=SimpleNamespace(seed=seed, loss=loss), attacked=attacked, clean=clean)
+    settings = SimpleNamespace(seed=seed, loss=loss, attack=attack, accept="greedy")
+    return SimpleNamespace(cell=settings, info={"hyper": {}}, attacked=attacked, clean=clean)
 
 
 def test_an_image_is_left_only_if_every_attack_leaves_it() -> None:
@@ -52,8 +59,10 @@ def test_seeds_are_averaged_and_never_pooled_into_one_worst_case() -> None:
 
 
 def test_seeds_with_other_attacks_or_other_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected as many attacks for each seed"):
+    with pytest.raises(ValueError, match="expected the same attacks for each seed"):
         worst([cell([5]), cell([5]), cell([5], seed=1)])
+    with pytest.raises(ValueError, match="others for seed 1 than for 0"):
+        worst([cell([5]), cell([5], seed=1, attack="simba")])
     with pytest.raises(ValueError, match="2 sets of images"):
         worst([cell([5]), cell([5], ids=[9])])
 

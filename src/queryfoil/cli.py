@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, grid, plan, prepare
+from queryfoil import __version__, attacking, grid, options, plan, prepare
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
@@ -35,7 +35,6 @@ DataFolders = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="[NAME=]FOLDER", help="Folder of a data set that does not ship; repeat with names."),
 ]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 
 
 def _seconds(minutes: float | None) -> float | None:
@@ -66,7 +65,7 @@ def bench(
         Path, typer.Option(help="Folder with the published weights that the scale paper needs.")
     ] = grid.CHECKPOINTS,
     data: DataFolders = None,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
     time_limit: TimeLimit = None,
     chunk: ChunkSize = CHUNK,
     share: Annotated[
@@ -109,14 +108,11 @@ def attack(
     ],
     out: Annotated[Path, typer.Option(help="Folder for results; a folder of the same settings is continued.")],
     attack: Annotated[str, typer.Option(help="Name of the attack: see `queryfoil list`.")] = "square",
-    norm: Annotated[str, typer.Option(help="Norm of the ball: linf or l2.")] = "linf",
-    eps: Annotated[
-        str | None,
-        typer.Option(help="Radius of the ball on the [0, 1] scale, such as 8/255 or 0.5; for linf, 8/255 if left out."),
-    ] = None,
+    norm: options.Norm = "linf",
+    eps: options.Eps = None,
     budget: Annotated[int, typer.Option(help="Most queries an image, the clean one included.")] = 2500,
     n: Annotated[int | None, typer.Option("--n", help="Attack the first n images; all if left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
+    seed: options.Seed = 0,
     loss: Annotated[str | None, typer.Option(help="What the attacker minimizes; the attack's own if left out.")] = None,
     accept: Annotated[
         str, typer.Option(help="Acceptance rule of a random search; `queryfoil list` shows all.")
@@ -127,20 +123,14 @@ def attack(
     targeted: Annotated[
         bool, typer.Option("--targeted", help="Aim at a wrong class: the image's target, or a random one.")
     ] = False,
-    output: Annotated[
-        str | None, typer.Option(help="What the scores are: logits, log_probs or probs; as the model says if left out.")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Subtracted from images before the model sees them, such as 0.485,0.456,0.406.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Then divided by, such as 0.229,0.224,0.225.")] = None,
-    size: Annotated[int | None, typer.Option(help="Height and width to which images are resized inside.")] = None,
-    defense: Annotated[str | None, typer.Option(help="Put a defense around the model: see `queryfoil list`.")] = None,
-    defense_set: Annotated[
-        list[str] | None, typer.Option("--defense-set", metavar="KEY=VALUE", help="A setting of the defense; repeat.")
-    ] = None,
-    fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense terraces or aaa.")] = None,
-    device: Device = "cpu",
+    output: options.Output = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.Size = None,
+    defense: options.Defense = None,
+    defense_set: options.DefenseSet = None,
+    fit: options.FitFile = None,
+    device: options.Device = "cpu",
     time_limit: TimeLimit = None,
     chunk: ChunkSize = CHUNK,
 ) -> None:
@@ -148,14 +138,10 @@ def attack(
 
     Can be stopped at any moment and continued by the same command, with the same result.
     """
-    if eps is None and norm == "l2":
-        raise ValueError(
-            "expected --eps, the length that an image may be changed by in L2, such as 0.5; there is no usual one"
-        )
     request = attacking.request(
         model=model, output=output, mean=mean, std=std, size=size,
         defense=defense, defense_hyper=attacking.hyper(defense_set or []), fit=fit,
-        images=images, n=n, attack=attack, norm=norm, eps=eps or "8/255",
+        images=images, n=n, attack=attack, norm=norm, eps=options.radius(eps, norm),
         budget=budget, seed=seed, loss=loss, accept=accept, hyper=attacking.hyper(setting or []), targeted=targeted,
     )  # fmt: skip
     with Display() as report:
@@ -206,7 +192,7 @@ def train(
     ],
     data: Annotated[Path, typer.Option(help="Folder with the full data set: see docs/data-sets.md.")],
     out: Annotated[Path, typer.Option(help="Folder for the weights (safetensors) and their card (JSON).")],
-    device: Device = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Train a network by a recipe; a killed run continues after its last finished epoch."""
     chosen = recipe.read(name)

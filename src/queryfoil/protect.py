@@ -86,7 +86,11 @@ def protect(model: nn.Module, found: Fit | TerraceFit) -> nn.Module:
     >>> torch.equal(protected(x).argmax(1), network(x).argmax(1))
     True
     """
-    return Terraces.from_fit(model, found) if isinstance(found, TerraceFit) else AAA.from_fit(model, found)
+    if isinstance(found, TerraceFit):
+        return Terraces.from_fit(model, found)
+    if isinstance(found, Fit):
+        return AAA.from_fit(model, found)
+    raise ValueError(f"expected what `fit` found, or `load_fit` read, but got {type(found).__name__}; pass that")
 
 
 def load_fit(path: str | Path) -> Fit | TerraceFit:
@@ -126,7 +130,7 @@ def disguise(logits: Tensor, *, curve: str = "linear", key: TerraceFit | None = 
     2.0
     """
     lookup({**aaa.ALPHA, TERRACES: 0}, curve, "curve")
-    if (curve == TERRACES) != (key is not None):
+    if not (isinstance(key, TerraceFit) if curve == TERRACES else key is None):
         raise ValueError(
             f"expected a key, what `fit` found, for the curve {TERRACES} and for no other, but got curve={curve!r} and "
             f"key={'None' if key is None else type(key).__name__}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from queryfoil import metrics, table
 from queryfoil.layout import Layout
 from queryfoil.plan import Plan
-from queryfoil.report.worst import behind, worst
+from queryfoil.report import worst
 from queryfoil.summary import CellResult
 
 LEVEL = 2.0  # standard errors that a difference must exceed
@@ -140,10 +140,10 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
                 lines.append(Line(label, values, _order(pairs, layout.ours)))
     if layout.worst:
         for group, cells in groups(placed, layout.users or (), layout.columns).items():
-            values = {c: Value(_worst(found, layout), "") for c, found in cells.items()}
+            values = {c: Value(worst.text(found, layout.at), "") for c, found in cells.items()}
             lines.append(Line(", ".join([*group, WORST]), {c: v for c, v in values.items() if v.ours}, ""))
             if layout.ceiling in cells:
-                below = {c: _behind(found, cells[layout.ceiling], layout) for c, found in cells.items()}
+                below = {c: worst.text_behind(found, cells[layout.ceiling], layout.at) for c, found in cells.items()}
                 values = {c: Value(text, "") for c, text in below.items() if text and c != layout.ceiling}
                 lines.append(Line(", ".join([*group, f"less {layout.ceiling}"]), values, ""))
     for group, cells in groups(placed, layout.rows, layout.columns).items():
@@ -158,26 +158,6 @@ def sheet(plan: Plan, results: Sequence[CellResult]) -> Sheet:
 
 
 WORST = "worst of all"
-
-
-def _worst(cells: Sequence[CellResult], layout: Layout) -> str:
-    """What every attack that sees scores leaves, at each number of queries; empty where none sees them."""
-    found = worst(cells)
-    if found is None:
-        return ""
-    halves = [(found.interval(q).high - found.interval(q).low) / 2 for q in layout.at]
-    texts = [f"{100 * found.left(q):.1f} ± {100 * half:.1f}" for q, half in zip(layout.at, halves, strict=True)]
-    seeds = f", {len(found.first)} seeds" if len(found.first) > 1 else ""
-    return f"{' / '.join(texts)} ({found.attackers}{seeds})"
-
-
-def _behind(cells: Sequence[CellResult], ceiling: Sequence[CellResult], layout: Layout) -> str:
-    """The worst case less that of the ceiling, and the bound above which it is with 95 %; empty where there is none."""
-    found, top = worst(cells), worst(ceiling)
-    if found is None or top is None:
-        return ""
-    changes = [behind(found, top, q) for q in layout.at]
-    return " / ".join(f"{100 * change:+.1f} (above {100 * low:+.1f})" for change, low in changes)
 
 
 Groups = dict[tuple[str, ...], dict[str, list[CellResult]]]

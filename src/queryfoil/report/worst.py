@@ -1,5 +1,6 @@
 """The worst case: each image's fate under all attackers of a defense who see scores."""
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,15 +44,25 @@ def worst(cells: Sequence[CellResult]) -> Worst | None:
             seeds.setdefault(r.cell.seed, []).append(r)
     if not seeds:
         return None
-    counts = {seed: len(found) for seed, found in seeds.items()}
-    ids = {tuple(r.attacked.column("id").to_pylist()) for found in seeds.values() for r in found}
-    if len(set(counts.values())) > 1 or len(ids) > 1:
+    kinds = {seed: sorted(map(_attack, found)) for seed, found in seeds.items()}
+    attacks = next(iter(kinds.values()))
+    if other := [seed for seed, kind in kinds.items() if kind != attacks]:
         raise ValueError(
-            f"expected as many attacks for each seed, on the same images, but got {counts} attacks by seed and "
-            f"{len(ids)} sets of images; add what is missing to the plan"
+            f"expected the same attacks for each seed, but got others for seed {other[0]} than for {next(iter(kinds))}"
+            "; add what is missing to the plan"
+        )
+    ids = {tuple(r.attacked.column("id").to_pylist()) for found in seeds.values() for r in found}
+    if len(ids) > 1:
+        raise ValueError(
+            f"expected attacks on the same images, but got {len(ids)} sets of images; set one n in the plan"
         )
     first = [np.min([table.fooled_at(r.attacked) for r in found], axis=0) for found in seeds.values()]
-    return Worst(np.stack(first), next(iter(counts.values())))
+    return Worst(np.stack(first), len(attacks))
+
+
+def _attack(r: CellResult) -> str:
+    """An attack by its settings, whatever its seed."""
+    return json.dumps([r.cell.attack, r.cell.accept, r.cell.loss, r.info["hyper"]], sort_keys=True)
 
 
 def behind(a: Worst, b: Worst, q: int) -> tuple[float, float]:
@@ -63,3 +74,23 @@ def behind(a: Worst, b: Worst, q: int) -> tuple[float, float]:
     by_image = ((a.first[:seeds] > q).mean(0) - (b.first[:seeds] > q).mean(0)).astype(np.float64)
     means = by_image[metrics.bootstrap(len(by_image))].mean(1)
     return float(by_image.mean()), float(np.quantile(means, 1 - SIDE))
+
+
+def text(cells: Sequence[CellResult], at: Sequence[int]) -> str:
+    """What every attack that sees scores leaves, at each number of queries; empty where none sees them."""
+    found = worst(cells)
+    if found is None:
+        return ""
+    halves = [(found.interval(q).high - found.interval(q).low) / 2 for q in at]
+    texts = [f"{100 * found.left(q):.1f} ± {100 * half:.1f}" for q, half in zip(at, halves, strict=True)]
+    seeds = f", {len(found.first)} seeds" if len(found.first) > 1 else ""
+    return f"{' / '.join(texts)} ({found.attackers}{seeds})"
+
+
+def text_behind(cells: Sequence[CellResult], ceiling: Sequence[CellResult], at: Sequence[int]) -> str:
+    """The worst case less that of the ceiling, and the bound above which it is with 95 %; empty where there is none."""
+    found, top = worst(cells), worst(ceiling)
+    if found is None or top is None:
+        return ""
+    changes = [behind(found, top, q) for q in at]
+    return " / ".join(f"{100 * change:+.1f} (above {100 * low:+.1f})" for change, low in changes)
