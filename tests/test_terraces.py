@@ -132,18 +132,90 @@ def test_a_fit_is_saved_and_read(tmp_path) -> None:
             TerraceFit.load(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("scale", [1.0, 4.0, 40.0])
+def test_the_first_places_keep_their_order_however_sure_the_network_is(ranks: int, scale: float) -> None:
+    logits, labels = drawn(1000, 8, scale=scale)
+    found = fit(logits, labels, ranks=ranks, allowed=0.3)
+    for given in (logits, logits.bfloat16()):
+        shown = terraced(given, found)
+        order, kept = shown.sort(1, descending=True), shown.topk(ranks + 1, 1).values
+        assert bool((kept.diff(dim=1) < 0).all())  # each place is told from the next, and the last from the others
+        if given is logits:
+            assert torch.equal(order.indices[:, :ranks], logits.sort(1, descending=True).indices[:, :ranks])
+
+
+def test_what_is_not_finite_is_shown_as_nothing() -> None:
+    protected = Terraces.from_fit(nn.Flatten(), key())
+    shown = protected(torch.tensor([[3.0, 1.0, 0.0], [torch.nan, 0.0, 1.0], [torch.inf, 0.0, 1.0]]))
+    assert shown.isnan().all(1).tolist() == [False, True, True]
+
+
+def test_a_module_made_half_keeps_its_borders_and_levels() -> None:
+    """1.0007 is no number of half precision: rounded, the border would lie at 1."""
+    near = key(borders=((1.0007, 2.0), ()))
+    logits = torch.tensor([[1.0005, 0.0, -1.0], [1.001, 0.0, -1.0]])
+    exact = Terraces.from_fit(nn.Flatten(), near)
+    halved = Terraces.from_fit(nn.Flatten(), near).half()
+    assert halved.borders.dtype == torch.float64
+    torch.testing.assert_close(halved(logits), exact(logits), rtol=0, atol=0)
+
+
+def test_a_protected_module_is_exported_with_any_batch() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    protected = Terraces.from_fit(network, key(shares=(((0.5,), (0.7,), (0.9,)), ((0.8,),))))
+    x = torch.randn(5, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(protected.eval(), (x,), dynamic_shapes=({0: batch},), strict=False).module()
+    for n in (1, 5):
+        torch.testing.assert_close(exported(x[:n]), protected(x[:n]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"group": (0, 0.5, 1)}, r"expected a group \(0, 1, ...\) for each"),
+        ({"group": (0, 0, 2)}, r"got groups \[0, 2\], 2 lists"),
+        ({"borders": (("1", 2.0), ())}, "expected borders > 0 in rising order, but got"),
+        ({"shares": ((("a",), (0.7,), (0.9,)), ((0.8,),))}, "expected shares as numbers, but got"),
+        ({"shares": (((0.3,), (0.7,), (0.9,)), ((0.8,),))}, r"expected shares that fall.*\(0.35\)"),
+        ({"shares": (((0.5,), (0.7,), (1.0,)), ((0.8,),))}, r"expected shares that fall.*\(0\), which is above 0"),
+        ({"temperature": None}, "expected temperature > 0 and finite, but got None"),
+        ({"n": 10.5}, "expected n as a whole number >= 1, but got 10.5"),
+        ({"exposed": "all"}, "expected exposed from 0 to 1, but got 'all'"),
+        ({"auroc_undefended": 1.5}, "expected auroc_undefended from 0 to 1, but got 1.5"),
+    ],
+)
+def test_terraces_that_cannot_be_are_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        key(**changed)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"allowed": -0.1}, "expected allowed from 0 to 1, but got -0.1"),
         ({"ranks": 0}, "expected ranks as a whole number >= 1"),
         ({"ranks": 5}, "expected ranks from 1 to 4, as there are 5 classes, but got 5"),
-        ({"allowed": 0.0}, "no terraces keep the AUROC within 0 of the undefended"),
+        ({"allowed": 0.0}, r"no terraces keep the AUROC within 0 of the undefended .*; allowed=0\.\d+ is what"),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused(changed: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(*drawn(300, 5), **changed)  # type: ignore[arg-type]
+
+
+def test_a_refusal_says_what_would_do() -> None:
+    sample = drawn(1000, 5)
+    with pytest.raises(ValueError, match="is what these images would do with") as refused:
+        fit(*sample, allowed=0.0)
+    enough = float(str(refused.value).split("allowed=")[1].split()[0])
+    assert fit(*sample, allowed=enough).classes == 5
+
+
+def test_logits_without_a_margin_are_refused() -> None:
+    with pytest.raises(ValueError, match="all rows are tied for the top"):
+        fit(torch.zeros(100, 3), torch.arange(100) % 3)
 
 
 def test_answers_that_are_all_right_say_nothing_of_errors() -> None:

@@ -83,7 +83,7 @@ BUILDS = {
     "high confidence as in ART": lambda model: HighConfidence(model, keep_label=False),
     "aaa(top_k)": lambda model: AAA(TopK(model), tau=2.0),
     "terraces, two places": lambda model: Terraces(
-        model, **fitted("terraces", model) | {"shares": [[[0.5, 0.3], [0.8, 0.1]]]}
+        model, **fitted("terraces", model) | {"shares": [[[0.5, 0.3], [0.8, 0.12]]]}
     ),
     "rounded(rls)": lambda model: RoundedScores(RLS(model)),
 }

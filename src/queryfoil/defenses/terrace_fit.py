@@ -6,6 +6,7 @@ less noise than the few wrong answers themselves would; those decide only how fa
 
 import itertools
 import json
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from queryfoil import files, metrics
-from queryfoil.checks import is_real, require, require_whole
+from queryfoil.checks import is_real, require, require_positive, require_whole
 from queryfoil.defenses.calibration import ALLOWED_ECE, FOLDS, check_held_out
 from queryfoil.defenses.temperature import fit as fit_temperature
 from queryfoil.metrics.selective import SELECTION
@@ -24,13 +25,14 @@ from queryfoil.metrics.selective import SELECTION
 Floats = NDArray[np.float64]
 
 GROUPS = 10  # of classes that share borders and levels; with up to so many classes each has its own
-CANDIDATES = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98])
+CANDIDATES = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98])
 """Of borders: quantiles of the margin, where an image weighs as much as it is likely to be wrong."""
 
-MOST = 5  # borders in a group
+MOST = 8  # borders in a group
 OF_ALL = 10  # images of a terrace's interval in all groups, as which they weigh in its own level
-OF_MODEL = 100  # images as which the network's own confidence weighs in a level, besides the answers
-ROUNDING = 1e-4  # of shares that were written to five digits
+OF_MODEL = 300  # images as which the network's own confidence weighs in a level, besides the answers
+LEAST = 1e-9  # share of a class
+FALL = 1e-4  # of shares from place to place, of themselves: enough to be told apart in single precision
 LEAST_GAIN = 1e-5  # in AUROC for which a border is moved
 FREE = 1e-3  # prices below count as this one
 ANOTHER = 0.1  # price of a further border in a group that has one
@@ -55,6 +57,13 @@ class TerraceFit:
     auroc_undefended: float
     auroc_cross_fitted: float
 
+    def __post_init__(self) -> None:
+        check_terraces(self.group, self.borders, self.shares)
+        require_positive("temperature", self.temperature)
+        require_whole("n", self.n)
+        for name in ("exposed", "ece_undefended", "ece_cross_fitted", "auroc_undefended", "auroc_cross_fitted"):
+            require(name, getattr(self, name), "from 0 to 1", lambda value: 0 <= value <= 1)
+
     @property
     def classes(self) -> int:
         """Number of classes."""
@@ -69,7 +78,6 @@ class TerraceFit:
         """Read such a file; ValueError if it is not one."""
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            check_terraces(found["group"], found["borders"], found["shares"])
             return cls(**found | {name: _tuples(found[name]) for name in ("group", "borders", "shares")})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no file written by TerraceFit.save: {error}") from None
@@ -82,12 +90,16 @@ def _tuples(value: Any) -> Any:
 def check_terraces(
     group: Sequence[int], borders: Sequence[Sequence[float]], shares: Sequence[Sequence[Sequence[float]]]
 ) -> None:
-    """ValueError unless these make terraces: groups 0, 1, ..., borders that rise, an interval more than borders."""
+    """ValueError unless these make terraces: groups 0, 1, ..., borders that rise, an interval more than borders.
+
+    Shares fall from place to place, to that of each of the other classes, by at least one part in 20,000.
+    """
     groups = len(borders)
-    if len(group) < 2 or set(group) != set(range(groups)) or len(shares) != groups:
+    whole = all(isinstance(g, numbers.Integral) and not isinstance(g, bool) for g in group)
+    if len(group) < 2 or not whole or set(group) != set(range(groups)) or len(shares) != groups:
         raise ValueError(
-            f"expected a group for each of at least 2 classes, and borders and shares of each group, but got groups "
-            f"{sorted(set(group))}, {groups} lists of borders and {len(shares)} of shares"
+            f"expected a group (0, 1, ...) for each of at least 2 classes, and borders and shares of each group, but "
+            f"got groups {list(dict.fromkeys(group))}, {groups} lists of borders and {len(shares)} of shares"
         )
     ranks = {len(row) for own in shares for row in own}
     if len(ranks) != 1 or not 1 <= min(ranks) < len(group):
@@ -98,10 +110,14 @@ def check_terraces(
         if len(own) != len(cuts) + 1:
             raise ValueError(f"expected {len(cuts) + 1} intervals for {len(cuts)} borders, but got {len(own)}")
         for row in own:
+            if not all(is_real(p) for p in row):
+                raise ValueError(f"expected shares as numbers, but got {list(row)}")
             rest = (1 - sum(row)) / (len(group) - len(row))
-            falling = all(a >= b for a, b in itertools.pairwise(row)) and row[-1] >= rest - ROUNDING
-            if not all(is_real(p) for p in row) or not falling or rest < -ROUNDING:
-                raise ValueError(f"expected shares that fall, to that of the other classes ({rest:g}), but got {row}")
+            if not rest > 0 or not all(a >= b * (1 + FALL / 2) for a, b in itertools.pairwise([*row, rest])):
+                raise ValueError(
+                    f"expected shares that fall, to that of each of the other classes ({rest:g}), which is above 0, "
+                    f"but got {list(row)}"
+                )
 
 
 def fit(logits: Tensor, labels: Tensor, *, ranks: int = 1, allowed: float = 0.01) -> TerraceFit:
@@ -114,7 +130,8 @@ def fit(logits: Tensor, labels: Tensor, *, ranks: int = 1, allowed: float = 0.01
     the usual `allowed` aims at 0.02 there. ranks: how many of the first classes keep their place, from 1 to K - 1.
     1,000 or more images are advisable; under 50 is an error, and so is none right or none wrong.
 
-    ValueError where all candidate borders are too few for that: allow more, or pass more images.
+    ValueError where all candidate borders are too few for that, as for networks whose margin tells less than their
+    confidence; it says what `allowed` would do.
 
     >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
@@ -139,27 +156,33 @@ def fit(logits: Tensor, labels: Tensor, *, ranks: int = 1, allowed: float = 0.01
         )
     sample = _sample(z, hit, temperature, ranks)
     before = metrics.ece(undefended, y.numpy()), metrics.auroc(undefended, y.numpy())
-    error = ""
+    least = np.inf
     p = sample.ranked[:, 0]
     finest = _expected_auroc(p, p, np.ones_like(p))
     for borders, expected in _path(sample):
         shown = _cross_fitted(sample, borders)
         ece = float(metrics.binned_gap(shown, hit))
         after = SELECTION["auroc"](shown, hit)
-        if max(before[1] - after, finest - expected) <= allowed and ece <= before[0] + ALLOWED_ECE:
+        if ece > before[0] + ALLOWED_ECE:
+            continue
+        loss = max(before[1] - after, finest - expected)
+        least = min(least, loss)
+        if loss <= allowed:
             exposed = hit[[bool(borders[g]) for g in sample.group[sample.top]]].sum() / hit.sum()
             cuts = tuple(tuple(float(sample.grid[i - 1]) for i in chosen) for chosen in borders)
             levels = _levels(sample.sums(np.ones(len(hit), dtype=bool)), borders)
-            shares = tuple(tuple(tuple(round(float(p), 5) for p in row) for row in level) for level in levels)
+            shares = tuple(tuple(tuple(map(float, row)) for row in level) for level in levels)
             return TerraceFit(
                 tuple(map(int, sample.group)), cuts, shares, round(temperature, 6), len(hit), float(exposed),
                 before[0], ece, before[1], after,
             )  # fmt: skip
-        error = f"AUROC {after:.4f}, ECE {100 * ece:.2f} %"
+    ece_too = f"and the ECE within {100 * ALLOWED_ECE:g} points of the undefended {100 * before[0]:.2f} %"
+    if least < np.inf:
+        advice = f"allowed={np.ceil(1e4 * least) / 1e4:g} is what these images would do with"
+    else:
+        advice = "no borders do, however much is allowed; pass more held-out images"
     raise ValueError(
-        f"no terraces keep the AUROC within {allowed:g} of the undefended {before[1]:.4f} and the ECE within "
-        f"{100 * ALLOWED_ECE:g} points of {100 * before[0]:.2f} % (at the most borders: {error}); allow more, or pass "
-        "more held-out images"
+        f"no terraces keep the AUROC within {allowed:g} of the undefended {before[1]:.4f} {ece_too}; {advice}"
     )
 
 
@@ -235,10 +258,21 @@ def _levels(sums: _Sums, borders: Borders, by_model: bool = False) -> list[Float
         mean = (ranked + OF_ALL * usual) / (n + OF_ALL)[:, None]
         top = mean[:, 0] if by_model else (hits + OF_MODEL * mean[:, 0]) / (n + OF_MODEL)
         others = mean[:, 1:] / np.maximum(1 - mean[:, :1], 1e-12)  # of what the top class leaves
-        second = others[:, 0] if others.size else 1 / (sums.classes - 1)
-        top = np.maximum(top, second / (1 + second))  # else another class would be shown above it
-        found.append(np.concatenate([top[:, None], others * (1 - top)[:, None]], 1))
+        found.append(_falling(np.concatenate([top[:, None], others * (1 - top)[:, None]], 1), sums.classes))
     return found
+
+
+def _falling(shares: Floats, classes: int) -> Floats:
+    """Shares (..., R) of the first places, raised until each is above the next, and the last above the other classes.
+
+    What is shown would else tie them, or put another class above the answer, where that is seldom right.
+    """
+    rest = classes - shares.shape[-1]
+    falling = [np.maximum((1 - shares.sum(-1)) / rest, LEAST)]
+    for place in reversed(range(shares.shape[-1])):
+        falling.append(np.maximum(shares[..., place], falling[-1] * (1 + FALL)))
+    first = np.stack(falling[:0:-1], -1)
+    return np.asarray(first / (rest * falling[0] + first.sum(-1))[..., None])
 
 
 def _path(sample: _Sample) -> Iterator[tuple[Borders, float]]:

@@ -6,7 +6,7 @@ without any, what is shown depends on the answer alone, and a search that sees s
 labels. docs/terraces.md derives it, and says what it gives up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from queryfoil.defenses.defense import Defense
 from queryfoil.defenses.disguise import check_logits
-from queryfoil.defenses.scores import log_scores, show, single
+from queryfoil.defenses.scores import single
 from queryfoil.defenses.terrace_fit import TerraceFit, check_terraces, fit
+from queryfoil.oracle import as_log_scores, from_log_scores
 
 NOWHERE = torch.inf  # the border of a group that has fewer than another
-LEAST = 1e-12  # share of a class
+TABLES = ("group", "borders", "levels")
 
 
 def terraced(logits: Tensor, key: TerraceFit) -> Tensor:
@@ -27,7 +28,8 @@ def terraced(logits: Tensor, key: TerraceFit) -> Tensor:
     What is shown depends on the top class, on the interval of its margin, and on which classes follow it, as far as
     the fit shows them: they keep their order, and all other classes are level. The label is kept; a tie for the top
     goes to the lower index. Each row is independent of the others; computed in double precision, returned in the type
-    that came. ValueError for another number of classes, integer input, NaN or infinity.
+    that came, or in single precision where that is half. ValueError for another number of classes, integer input, NaN
+    or infinity.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> logits = 3 * torch.randn(2000, 4, generator=generator)
@@ -38,7 +40,7 @@ def terraced(logits: Tensor, key: TerraceFit) -> Tensor:
     check_logits(logits)
     _check_classes(logits, len(key.group))
     group, borders, levels = (part.to(logits.device) for part in _tables(key.group, key.borders, key.shares))
-    return _terraced(logits.detach().double(), group, borders, levels, logits.dtype, "logits")
+    return _terraced(logits.detach().double(), group, borders, levels).to(single(logits.dtype))
 
 
 def _check_classes(scores: Tensor, classes: int) -> None:
@@ -60,25 +62,25 @@ def _tables(
     return (
         torch.tensor(group),
         torch.tensor(cuts, dtype=double).view(len(cuts), most),
-        torch.tensor(levels, dtype=double).clamp_min(LEAST).log(),
+        torch.tensor(levels, dtype=double).log(),
     )
 
 
-def _terraced(z: Tensor, group: Tensor, borders: Tensor, levels: Tensor, dtype: torch.dtype, output: str) -> Tensor:
+def _terraced(z: Tensor, group: Tensor, borders: Tensor, levels: Tensor) -> Tensor:
+    """Log-shares (..., K) for log-scores in double precision; NaN for a row that is not finite."""
     ranks = levels.shape[-1] - 1
     place, left = [], z
     for _ in range(max(ranks, 2)):
         place.append(left.argmax(-1, keepdim=True))
         left = left.scatter(-1, place[-1], -torch.inf)
-    top, second = place[0], place[1]
-    margin = z.gather(-1, top) - z.gather(-1, second)
-    mine = group[top.squeeze(-1)]
+    margin = z.gather(-1, place[0]) - z.gather(-1, place[1])
+    mine = group[place[0].squeeze(-1)]
     interval = (borders[mine] <= margin).sum(-1)
     shares = levels[mine, interval]
     shown = shares[..., -1:].expand_as(z)
     for rank in range(ranks):
         shown = shown.scatter(-1, place[rank], shares[..., rank : rank + 1])
-    return show(shown, top, output, dtype)
+    return shown.where(z.isfinite().all(-1, keepdim=True), torch.nan)
 
 
 class Terraces(Defense):
@@ -89,6 +91,9 @@ class Terraces(Defense):
     margins > 0 in rising order, in units of logits. shares: of each group and interval between borders the
     probabilities of the classes in the first places; the other classes share equally what is left. `Terraces.fit` finds
     them on held-out images. A service keeps them to itself, but nothing depends on their being secret.
+
+    Works under `torch.export` for logits. A row of scores that is not finite is shown as NaN. Borders and levels stay
+    in double precision in a module made half; they are no part of its `state_dict`: save the fit.
 
     >>> two = Terraces(nn.Flatten(), group=[0, 0, 0], borders=[[1.0]], shares=[[[0.6], [0.9]]])
     >>> two(torch.tensor([[4.0, 0.0, -3.0], [2.0, 1.5, 0.0]])).softmax(1)
@@ -111,7 +116,7 @@ class Terraces(Defense):
     ) -> None:
         super().__init__(model)
         check_terraces(group, borders, shares)
-        for name, part in zip(("group", "borders", "levels"), _tables(group, borders, shares), strict=True):
+        for name, part in zip(TABLES, _tables(group, borders, shares), strict=True):
             self.register_buffer(name, part, persistent=False)
 
     fit = staticmethod(fit)
@@ -121,13 +126,21 @@ class Terraces(Defense):
         """Protect a model with what `fit` found on its held-out scores."""
         return cls(model, group=fit.group, borders=fit.borders, shares=fit.shares)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the tables with the model, but never to a type that would round them."""
+        exact = {name: getattr(self, name) for name in TABLES}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, table in exact.items():
+            setattr(self, name, table.to(getattr(self, name).device))
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, K) of the kind that the model gives, in single precision at least."""
         scores = self.model(x)
         _check_classes(scores, len(self.group))
-        z = log_scores(scores, self.output)
-        tables = self.group, self.borders.double(), self.levels.double()
-        return _terraced(z, *tables, single(scores.dtype), self.output)
+        z = as_log_scores(scores.double(), self.output)
+        shown = _terraced(z, self.group, self.borders, self.levels)
+        return from_log_scores(shown, self.output).to(single(scores.dtype))
 
     def extra_repr(self) -> str:
         borders = [[float(f"{b:.4g}") for b in own if b < NOWHERE] for own in self.borders.tolist()]
