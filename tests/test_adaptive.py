@@ -219,7 +219,23 @@ def test_the_answers_to_the_neighbours_are_averaged():
     assert 0.2 < float(door.scores[:, 0].mean() - 4) < 0.7
 
 
+@pytest.mark.parametrize("attack", ["square", "nes"])
+def test_repeats_ask_about_the_same_image_again(attack):
+    sent = []
+    task = Task.create(images(4), torch.zeros(4).long(), eps=8 / 255)
+    how = build(attack, repeats=3)
+    result = run(how, Plateau(), task, 12, observe=lambda ids, number, x, scores: sent.append(x))
+    assert result.queries.tolist() == [12] * 4
+    assert all(torch.equal(sent[i], sent[i + 1]) for i in (0, 1, 3, 4, 6, 7, 9, 10))
+    assert not torch.equal(sent[2], sent[3])
+    assert settings(how) == settings(build(attack)) | {"repeats": 3}
+
+
 def test_bad_combinations_are_refused():
+    with pytest.raises(ValueError, match="repeats and neighbours average in two ways"):
+        build("square", repeats=3, neighbours=3, radius=0.1)
+    with pytest.raises(ValueError, match="expected repeats as a whole number >= 2"):
+        build("square", repeats=1)
     with pytest.raises(ValueError, match="neighbours > 1 and radius > 0 go together"):
         build("square", neighbours=3)
     with pytest.raises(ValueError, match="has no acceptance rule"):

@@ -249,4 +249,5 @@ def test_the_worst_attack_of_each_image_leads_the_page(tmp_path: Path) -> None:
     for name in ("report.md", "report.html"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         assert "under the worst attack for each image" in text
+        assert "The attacks: greedy; drift." in text
         assert line.values["DLD"].ours in text

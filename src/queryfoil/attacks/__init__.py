@@ -26,7 +26,7 @@ from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
 from queryfoil.attacks.tactics import TACTICS as TACTICS
 from queryfoil.attacks.tactics import Tactic
-from queryfoil.checks import lookup
+from queryfoil.checks import lookup, require_whole
 from queryfoil.run import Attack
 
 ATTACKS: dict[str, type[Attack[Any]]] = {
@@ -51,6 +51,9 @@ RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
 READINGS: dict[str, type[Reading]] = {**STATELESS, InvertSine.name: InvertSine, Leak.name: Leak}
 """What an attacker who knows the defense makes of the scores."""
 
+SAME_IMAGE = 1e-9
+"""A radius of neighbours that rounding to 8 bits takes away: they are the image itself, asked about again."""
+
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = tomllib.loads(
     (Path(__file__).parent.parent / "shipped" / "presets.toml").read_text(encoding="utf-8")
 )
@@ -72,7 +75,8 @@ def build(
     take it. `norm` decides the defaults of some. `tau` is the defense's, where it is known: half of it is
     the threshold of `op` and `bi`, and readings take it. `preset` ("cifar10" or "imagenet") sets the paper's
     hyper-parameters, which `hyper` overrides. `hyper` may also have a `reading` of `READINGS` with its parameters, and
-    `neighbours` with their `radius` (see `adaptive`).
+    `neighbours` with their `radius` (see `adaptive`), or `repeats`: how many answers to the same image are averaged,
+    each of them a query, against defenses that draw anew.
 
     >>> build("square", "bi", tau=4.0, p_init=0.1)
     Square(p_init=0.1, horizon=10000, accept=Bidirectional(threshold=2.0))
@@ -88,6 +92,11 @@ def build(
     rule: Any = lookup(RULES, accept, "acceptance rule")
     reading: Any = None if "reading" not in hyper else lookup(READINGS, hyper.pop("reading"), "reading")
     adapted: dict[str, Any] = {key: hyper.pop(key) for key in ("neighbours", "radius") if key in hyper}
+    if "repeats" in hyper:
+        if adapted:
+            raise ValueError("repeats and neighbours average in two ways; choose one of them")
+        require_whole("repeats", hyper["repeats"], 2)
+        adapted = {"neighbours": hyper.pop("repeats"), "radius": SAME_IMAGE}
     if reading is not None:
         adapted["reading"] = _part(reading, hyper, {} if tau is None else {"tau": tau})
         known += [field.name for field in fields(reading)]
@@ -141,6 +150,8 @@ def settings(attack: Attack[Any]) -> dict[str, Any]:
             found |= {"accept": attack.tactic.name, **vars(attack.tactic)}
         if attack.reading is not None:
             found |= {"reading": attack.reading.name, **vars(attack.reading)}
+        if attack.radius == SAME_IMAGE:
+            return found | {"repeats": attack.neighbours}
         around = {"neighbours": attack.neighbours, "radius": attack.radius}
         return found | (around if attack.neighbours > 1 else {})
     values = asdict(attack)  # type: ignore[call-overload]

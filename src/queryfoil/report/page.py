@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from queryfoil import files, summary
 from queryfoil.attacks import TACTICS
 from queryfoil.flags import pages, stored
+from queryfoil.layout import Layout
 from queryfoil.plan import Plan
 from queryfoil.report import cells, figures, sheets
 from queryfoil.report.cells import Row
@@ -92,8 +93,23 @@ def _lead(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str | None
             texts.append(f"{group}: {left}" if group else left)
     return (
         f"Accuracy left after {at} queries an image under the worst attack for each image (in brackets, of how many "
-        f"that see scores) – {' | '.join(texts)}."
+        f"that see scores) – {' | '.join(texts)}. {_attackers(plan, plan.layout)}"
     )
+
+
+def _attackers(plan: Plan, layout: Layout) -> str:
+    """The attacks that the worst case is the worst of: those on all defenses, and the further ones of some."""
+    names: dict[str, dict[str, None]] = {}
+    for cell in plan.cells:
+        if cell.loss is not None:
+            name = ", ".join(cell.place[axis] for axis in layout.rows if axis not in (layout.users or ()))
+            names.setdefault(cell.place[layout.columns], {})[name] = None
+    common = [name for name in next(iter(names.values())) if all(name in found for found in names.values())]
+    texts = ["; ".join(common)]
+    for column, found in names.items():
+        if further := [name for name in found if name not in common]:
+            texts.append(f"on {column} also {'; '.join(further)}")
+    return f"The attacks: {'. '.join(texts)}."
 
 
 def _beside(plan: Plan) -> str:
