@@ -254,7 +254,13 @@ def _decisive(name: str, found: dict[str, Any] | None) -> dict[str, Any] | None:
     if found is None:
         return None
     taken = inspect.signature(DEFENSES[name]).parameters
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items() if k in taken}
+    return {k: _to_four_digits(v) for k, v in found.items() if k in taken}
+
+
+def _to_four_digits(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_to_four_digits(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _full(dataset: str, folder: str | Path, shipped: Images) -> Images:
