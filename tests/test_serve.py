@@ -1,9 +1,11 @@
 """`queryfoil serve`: right answers to clients that are not ours, nothing but what is shown, tokens, coarse scores."""
 
+import http.client
 import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,7 @@ def test_tritonclient_gets_over_http_what_the_file_gives(
 
 GRPC_CLIENT = """
 import sys
+import time
 import numpy as np
 import tritonclient.grpc as triton
 address, path = sys.argv[1:]
@@ -191,6 +194,18 @@ def test_metrics_count_requests_refusals_images_and_time(service: Service, clean
     assert 'queryfoil_served{defense="terraces"} 1.0' in text
     assert "process_resident_memory_bytes" in text
     assert not re.search(r"python_info|version=|borders", text)
+
+
+def test_an_answer_on_an_open_connection_does_not_wait_for_acknowledgements(service: Service) -> None:
+    body, headers = binary(np.full((1, 1, 28, 28), 0.5, np.float32))
+    line, seconds = http.client.HTTPConnection(service.host, service.port, timeout=10), []
+    for _ in range(15):
+        start = time.perf_counter()
+        line.request("POST", service.infer, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        assert line.getresponse().read()
+        seconds.append(time.perf_counter() - start)
+    line.close()
+    assert sorted(seconds)[7] < 0.03  # Nagle's algorithm makes it 0.04
 
 
 def test_a_token_is_asked_for_everywhere_but_by_probes(guarded: Service, clean: NDArray[np.float32]) -> None:

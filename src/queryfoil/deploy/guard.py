@@ -4,8 +4,10 @@ import asyncio
 import time
 from typing import Any
 
+import h11
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from queryfoil.deploy.faults import as_refusal
@@ -137,6 +139,18 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+class _Flow(FlowControl):
+    """Reads no more while a whole request is in hand: uvicorn would store what a client sends ahead without end."""
+
+    def __init__(self, protocol: H11Protocol, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        if self._protocol.conn.their_state is not h11.DONE:
+            super().resume_reading()
+
+
 class Patient(H11Protocol):
     """HTTP/1.1 that gives a client `patience` seconds for the head of a request, and for taking what it is sent."""
 
@@ -146,11 +160,16 @@ class Patient(H11Protocol):
         super().connection_made(transport)
         self._head: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
+        self.flow = _Flow(self, self.transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()

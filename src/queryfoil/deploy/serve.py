@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,7 @@ from queryfoil.deploy.rest import HTTPServer, Workers
 from queryfoil.deploy.rpc import RPCServer
 from queryfoil.deploy.tokens import Tokens
 
+BACKLOG = 2048  # connections that wait to be accepted
 STARTED = 120  # seconds that workers may take to answer first
 
 
@@ -131,9 +133,16 @@ def _bind(address: Address) -> socket.socket:
     """A socket that listens; OSError that names the address."""
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((address.host, address.port), family=family, backlog=2048)
+        # with its protocol: without it, asyncio would let answers wait 40 ms for the client's acknowledgement (Nagle)
+        with ExitStack() as until_it_listens:
+            bound = until_it_listens.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((address.host, address.port))
+            bound.listen(BACKLOG)
+            until_it_listens.pop_all()
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {address.at(address.port)}: {error.strerror}") from None
+    return bound
 
 
 async def _answers(address: Address, port: int) -> bool:
