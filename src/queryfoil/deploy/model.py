@@ -1,6 +1,7 @@
 """The model of a service: images to the scores that are shown, behind any KServe server."""
 
 import asyncio
+import importlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -109,7 +110,8 @@ class ProtectedModel(Model):  # type: ignore[misc]
             scores = await self._answer(images(sent, self.about, self.max_batch))
         except RefusedError as refusal:
             raise InvalidError(refusal) from None
-        output = InferOutput(OUTPUT, list(scores.shape), "FP32", scores)
+        output = InferOutput(OUTPUT, list(scores.shape), "FP32")
+        output.set_data_from_numpy(scores)  # as bytes: KServe makes of them what the client wants
         return InferResponse(
             payload.id or "", self.name, [output], use_binary_outputs=payload.use_binary_outputs,
             requested_outputs=payload.request_outputs,
@@ -159,9 +161,8 @@ def _again(name: str, file: Path, settings: dict[str, Any]) -> ProtectedModel:
 
 
 def _query_log(folder: str | Path) -> Log:
-    from queryfoil.deploy.querylog import QueryLog
-
-    found: Log = QueryLog(folder)
+    module = importlib.import_module("queryfoil.deploy.querylog")  # only where it is asked for: it needs pyarrow
+    found: Log = module.QueryLog(folder)
     return found
 
 

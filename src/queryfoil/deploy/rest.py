@@ -70,7 +70,7 @@ def routes(dataplane: DataPlane, model: ProtectedModel) -> Router:
         asked = wire.decode(body, length) if len(body) <= INLINE else await asyncio.to_thread(wire.decode, body, length)
         inputs = [InferInput(one.name, list(one.shape), one.datatype, one.values) for one in asked.sent]
         answer, _ = await dataplane.infer(name, InferRequest(name, inputs, asked.id))
-        text, size = wire.encode(answer.outputs[0].data, name, asked.id, asked.binary)
+        text, size = wire.encode(answer.outputs[0].as_numpy(), name, asked.id, asked.binary)
         if size is None:
             return Response(text, media_type="application/json")
         return Response(text, media_type="application/octet-stream", headers={wire.JSON_LENGTH: str(size)})

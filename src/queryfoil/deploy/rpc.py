@@ -76,7 +76,7 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
         wanted = [RequestedOutput(one.name) for one in request.outputs]
         asked = InferRequest(request.model_name, inputs, request.id, request_outputs=wanted)
         answer, _ = await self._data_plane.infer(request.model_name, asked)
-        scores = np.ascontiguousarray(answer.outputs[0].data, dtype="<f4")
+        scores = answer.outputs[0].as_numpy()
         output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": scores.shape}
         if not raw:
             output["contents"] = {"fp32_contents": scores.ravel()}
