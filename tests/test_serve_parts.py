@@ -300,21 +300,26 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov_for_continuous_and_for_s
 
 def test_a_drift_is_told_once_and_again_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
-    watch = Drift(fitted(rng.exponential(3, 1000)))
-    watch.add(rng.exponential(3, 900))
+    watch = Drift(fitted(rng.exponential(3, 1000)), "logits")
+
+    def show(scale: float, n: int) -> None:
+        watch.add(np.stack([rng.exponential(scale, n), np.zeros(n)], 1).astype(np.float32))
+
+    show(3, 900)
     assert watch.value is None
-    watch.add(rng.exponential(3, 300))
+    for _ in range(30):
+        show(3, 10)
     assert watch.value is not None
     assert watch.value < drift.GONE
     assert caplog.text == ""
     for _ in range(30):
-        watch.add(rng.exponential(0.5, 100))
+        show(0.5, 100)
     assert watch.value > drift.LIMIT
     assert caplog.text.count("drift: the margins of the last 1000 images are not those") == 1
     for _ in range(30):
-        watch.add(rng.exponential(3, 100))
+        show(3, 100)
     assert caplog.text.count("drift: the margins are again as fitted") == 1
-    watch.add(rng.exponential(3, 2500))  # more than a window at once
+    show(3, 2500)  # more than a window at once
     assert watch.value < drift.GONE
 
 

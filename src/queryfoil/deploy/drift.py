@@ -57,25 +57,35 @@ def distance(margins: NDArray[np.float64], fitted: Margins) -> float:
 
 
 class Drift:
-    """The distance over the last `WINDOW` images; warns once when it passes the limit, and again after it has gone."""
+    """The distance over the last `WINDOW` images; warns once when it passes the limit, and again after it has gone.
 
-    def __init__(self, fitted: Margins) -> None:
-        self.fitted = fitted
+    Scores of the given kind are set aside until there are some, so that an answer does not wait for more than that.
+    """
+
+    def __init__(self, fitted: Margins, output: str) -> None:
+        self.fitted, self.output = fitted, output
         self.value: float | None = None  # until there is a full window
+        self._aside: list[NDArray[np.float32]] = []
+        self._waiting = self._seen = 0
         self._window = np.empty(WINDOW)
-        self._seen = self._looked = 0
         self._told = False
         self._lock = threading.Lock()
 
-    def add(self, margins: NDArray[np.float64]) -> None:
-        """Take the margins (N,) of one answer into account."""
+    def add(self, scores: NDArray[np.float32]) -> bool:
+        """Take the shown scores (N, K) of an answer into account; whether the value is a new one."""
         with self._lock:
-            place = (self._seen + np.arange(len(margins))) % WINDOW
-            self._window[place] = margins
+            self._aside.append(scores)
+            self._waiting += len(scores)
+            if self._waiting < EVERY:
+                return False
+            margins = shown_margins(np.concatenate(self._aside), self.output)[-WINDOW:]
+            self._aside, self._waiting = [], 0
+            self._window[(self._seen + np.arange(len(margins))) % WINDOW] = margins
             self._seen += len(margins)
-            if self._seen >= WINDOW and self._seen - self._looked >= EVERY:
-                self._looked = self._seen
-                self._look()
+            if self._seen < WINDOW:
+                return False
+            self._look()
+            return True
 
     def _look(self) -> None:
         self.value = distance(self._window, self.fitted)

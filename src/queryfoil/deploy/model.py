@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from queryfoil.deploy.coarse import coarse
-from queryfoil.deploy.drift import Drift, shown_margins
+from queryfoil.deploy.drift import Drift
 from queryfoil.deploy.kserving import InferOutput, InferRequest, InferResponse, InvalidInput, Model
 from queryfoil.deploy.limits import CLIENT
 from queryfoil.deploy.metrics import Metrics
@@ -72,7 +72,7 @@ class ProtectedModel(Model):  # type: ignore[misc]
         self._coarse = coarse(self.about, decimals, top_k)
         self._pool = ThreadPoolExecutor(max(1, cores() // threads), "answer")
         self.metrics = Metrics(self.about)
-        self._drift = Drift(self.about.shown_margins) if self.about.shown_margins else None
+        self._drift = Drift(self.about.shown_margins, self.about.output) if self.about.shown_margins else None
         self._log: Log | None = None if query_log is None else _query_log(query_log)
         self.load()
 
@@ -134,10 +134,8 @@ class ProtectedModel(Model):  # type: ignore[misc]
             raise RefusedError(
                 "scores", f"the model has no finite scores for image {int(finite.argmin())} of the request"
             )
-        if self._drift is not None:
-            self._drift.add(shown_margins(scores, self.about.output))
-            if self._drift.value is not None:
-                self.metrics.drift.labels(self.defense).set(self._drift.value)
+        if self._drift is not None and self._drift.add(scores):
+            self.metrics.drift.labels(self.defense).set(self._drift.value or 0)
         if self._coarse is not None:
             scores = self._coarse(scores)
         self.metrics.images.inc(len(x))
