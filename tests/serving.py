@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import onnxruntime
@@ -23,12 +24,15 @@ from torch import Tensor
 import queryfoil
 from queryfoil import data
 from queryfoil.deploy.drift import shown_margins
+from queryfoil.deploy.kserving import pb
 
 ROOT = Path(__file__).parent.parent
 SHAPE, CLASSES = (1, 28, 28), 10
 BORDERS = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0]
 LEVELS = [0.05, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0]
 TOKEN = "0123456789abcdef"
+ONE = np.full((1, *SHAPE), 0.5, np.float32)
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def weights() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -193,6 +197,33 @@ def plain(images: NDArray[np.float32], **changed: Any) -> dict[str, Any]:
     """A request as JSON."""
     one = {"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
     return {"inputs": [{**one, **changed}]}
+
+
+def message(values: NDArray[Any] = ONE, **changed: Any) -> Any:
+    """A call's message for images."""
+    one = {"name": "images", "datatype": "FP32", "shape": values.shape}
+    return pb.ModelInferRequest(**{
+        "model_name": "clothes", "inputs": [one], "raw_input_contents": [values.astype("<f4").tobytes()], **changed
+    })  # fmt: skip
+
+
+def ask(service: Service, request: Any, seconds: float = 10) -> tuple[Any, str]:
+    """gRPC's status and details for a message, or for bytes as one."""
+    with grpc.insecure_channel(service.grpc) as channel:
+        call = channel.unary_unary(METHOD)
+        try:
+            call(request if isinstance(request, bytes) else request.SerializeToString(), timeout=seconds)
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+def reason(answer: bytes) -> str:
+    """The reason of a refusal, which tells nothing of our code."""
+    found = json.loads(answer)
+    assert list(found) == ["error"]
+    assert not re.search(r"Traceback|File \"|\.py|onnxruntime|0x[0-9a-f]{6}", found["error"])
+    return str(found["error"])
 
 
 class Remote:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ import queryfoil as qf
 import serving
 from queryfoil import cli, data
 from queryfoil.defenses.coarse import RoundedScores, TopK
-from serving import CLASSES, TOKEN, Remote, Service, binary, offline, plain
+from serving import CLASSES, TOKEN, Remote, Service, binary, offline, plain, wait
 
 MODEL = "/v2/models/clothes"
 NAMED = {"authorization": f"Bearer {TOKEN}"}
@@ -245,24 +247,69 @@ def test_coarse_scores_are_those_of_the_defenses_and_keep_the_label(
     assert np.abs(found * 100 - (found * 100).round()).max() < 1e-4
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The model without a defense."""
+    file = serving.write(tmp_path_factory.mktemp("bare") / "bare.onnx", protected=False)
+    running = Service(file, "--unprotected", "--no-grpc")
+    yield running
+    running.stop()
+
+
 def test_coarse_scores_do_not_undo_the_protection(
-    service: Service, guarded: Service, tmp_path: Path, same_random_states: None
+    service: Service, guarded: Service, bare: Service, same_random_states: None
 ) -> None:
     clothes = data.load("fashion-mnist", "attack")[:40]
-    bare = Service(serving.write(tmp_path / "bare.onnx", protected=False), "--unprotected", "--no-grpc")
-    try:
-        left = {
-            name: qf.attack(victim, clothes.images, clothes.labels, "square", eps=24 / 255, budget=100).accuracy(100)
-            for name, victim in {
-                "bare": Remote(bare), "protected": Remote(service), "coarse": Remote(guarded, **NAMED)
-            }.items()
-        }  # fmt: skip
-    finally:
-        assert bare.stop() == 0
+    victims = {"bare": Remote(bare), "protected": Remote(service), "coarse": Remote(guarded, **NAMED)}
+    left = {
+        name: qf.attack(victim, clothes.images, clothes.labels, "square", eps=24 / 255, budget=100).accuracy(100)
+        for name, victim in victims.items()
+    }
     assert "UNPROTECTED" in bare.line
     assert left["bare"] <= 0.4
     assert left["protected"] >= left["bare"] + 0.25
     assert left["coarse"] >= left["protected"] - 0.05
+
+
+def test_ctrl_c_lets_a_request_in_hand_finish(bare: Service, clean: NDArray[np.float32]) -> None:
+    body, headers = binary(clean[:1])
+    line = http.client.HTTPConnection(bare.host, bare.port, timeout=20)
+    line.putrequest("POST", bare.infer)
+    for name, value in {**headers, "content_length": str(len(body))}.items():
+        line.putheader(name.replace("_", "-"), value)
+    line.endheaders(body[:100])
+    assert wait(lambda: bare.metric("queryfoil_running") == 1)
+    bare.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    with pytest.raises(OSError, match=r"refused|reset"):
+        bare.call("/v2")
+    line.send(body[100:])
+    answer = line.getresponse()
+    assert answer.status == 200
+    raw = answer.read()[int(answer.headers["inference-header-content-length"]) :]
+    assert np.array_equal(np.frombuffer(raw, "<f4")[None], offline(bare.file, clean[:1]))
+    line.close()
+    assert bare.process.wait(20) == 0
+    assert bare.process.stdout.read() == "stopped\n"
+
+
+def test_grpc_asks_for_the_token_too(guarded: Service) -> None:
+    def code(name: str, **sent: str) -> str:
+        with grpc.insecure_channel(guarded.grpc) as channel:
+            call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+            try:
+                call(b"", timeout=10, metadata=list(sent.items()))
+            except grpc.RpcError as error:
+                return str(error.code().name)
+        return "OK"
+
+    assert code("ServerLive") == code("ServerReady") == "OK"
+    for name in ("ModelInfer", "ModelMetadata", "ModelReady", "ServerMetadata", "RepositoryModelUnload"):
+        assert (
+            code(name) == code(name, authorization="Bearer x") == code(name, authorization=TOKEN) == "UNAUTHENTICATED"
+        )
+    assert code("ServerMetadata", **NAMED) == "OK"
+    assert code("ModelInfer", **NAMED) == "NOT_FOUND"  # of a model without a name
 
 
 def test_logs_have_no_images_and_no_scores(guarded: Service, clean: NDArray[np.float32]) -> None:

@@ -28,9 +28,7 @@ from queryfoil.deploy.model import ProtectedModel
 from queryfoil.deploy.served import About, Margins
 from queryfoil.deploy.tensors import RefusedError
 from queryfoil.deploy.tokens import Tokens
-from serving import binary, offline, plain
-
-ONE = np.full((1, 1, 28, 28), 0.5, np.float32)
+from serving import ONE, binary, offline, plain
 
 
 @pytest.fixture(scope="module")
@@ -341,8 +339,27 @@ def test_served_margins_raise_the_gauge(file: Path) -> None:
 
 
 def test_a_request_as_json_and_as_bytes_is_the_same() -> None:
+    room = wire.Room.of(told(), 1)
     body, headers = binary(ONE)
-    by_bytes = wire.decode(body, headers["inference_header_content_length"])
-    by_json = wire.decode(json.dumps(plain(ONE)).encode())
+    by_bytes = wire.decode(body, headers["inference_header_content_length"], room)
+    by_json = wire.decode(json.dumps(plain(ONE)).encode(), None, room)
     assert (by_bytes.binary, by_json.binary) == (True, False)
     assert np.array_equal(np.frombuffer(by_bytes.sent[0].values, "<f4"), by_json.sent[0].values)
+
+
+@pytest.mark.parametrize(
+    ("part", "count"), [(b"{}", 200), (b"[]", 2000), (b"[" * 500 + b"]" * 500, 100), (b"0", 10**5), (b'""', 10**5)]
+)
+@pytest.mark.parametrize("key", [b"inputs", b"outputs", b"more"])
+def test_a_request_full_of_brackets_is_refused_before_it_is_read(key: bytes, part: bytes, count: int) -> None:
+    body = b'{"' + key + b'": [' + b",".join([part] * count) + b"]}"
+    with pytest.raises(RefusedError, match=r"25088 numbers, but got more|fewer lists and objects"):
+        wire.decode(body, None, wire.Room.of(told(), 32))
+
+
+def test_a_full_batch_has_room_as_nested_lists() -> None:
+    x = np.zeros((32, 1, 28, 28), np.float32)
+    body = json.dumps(plain(x, data=x.tolist())).encode()
+    assert wire.decode(body, None, wire.Room.of(told(), 32)).sent[0].shape == [32, 1, 28, 28]
+    with pytest.raises(RefusedError, match="at most 31 images in a request, 24304 numbers"):
+        wire.decode(body, None, wire.Room.of(told(), 31))

@@ -28,7 +28,7 @@ class Metrics:
         self.images = Counter("images", "Images answered", **own)
         self.seconds = Histogram(
             "request_seconds",
-            "Time of an inference request, from its first byte on",
+            "Time of an inference request, from its head to the end of its answer",
             ["protocol"],
             buckets=LATENCIES,
             **own,

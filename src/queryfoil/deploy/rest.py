@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def routes(dataplane: DataPlane, model: ProtectedModel) -> Router:
     """The routes to a model of the dataplane; errors are raised, for the guard that stands before them."""
-    v2 = V2Endpoints(dataplane)
+    v2, room = V2Endpoints(dataplane), wire.Room.of(model.about, model.max_batch)
 
     def told(call: Callable[..., Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
         async def route(request: Request) -> Response:
@@ -67,7 +67,10 @@ def routes(dataplane: DataPlane, model: ProtectedModel) -> Router:
         name = request.path_params["model_name"]
         await v2.model_ready(name)
         body, length = await request.body(), request.headers.get(wire.JSON_LENGTH)
-        asked = wire.decode(body, length) if len(body) <= INLINE else await asyncio.to_thread(wire.decode, body, length)
+        if len(body) <= INLINE:
+            asked = wire.decode(body, length, room)
+        else:
+            asked = await asyncio.to_thread(wire.decode, body, length, room)
         inputs = [InferInput(one.name, list(one.shape), one.datatype, one.values) for one in asked.sent]
         answer, _ = await dataplane.infer(name, InferRequest(name, inputs, asked.id))
         text, size = wire.encode(answer.outputs[0].as_numpy(), name, asked.id, asked.binary)

@@ -67,11 +67,14 @@ class Servicer(InferenceServicer):  # type: ignore[misc]
             raise RefusedError("busy", "the model is not ready")
         _check(request)
         raw = bool(request.raw_input_contents)
+        if raw:
+            values = list(request.raw_input_contents)
+        else:
+            most = self._model.max_batch * self._model.about.values
+            values = [await asyncio.to_thread(_contents, one, most) for one in request.inputs]
         inputs = [
-            InferInput(
-                one.name, list(one.shape), one.datatype, request.raw_input_contents[i] if raw else _contents(one)
-            )
-            for i, one in enumerate(request.inputs)
+            InferInput(one.name, list(one.shape), one.datatype, given)
+            for one, given in zip(request.inputs, values, strict=True)
         ]
         wanted = [RequestedOutput(one.name) for one in request.outputs]
         asked = InferRequest(request.model_name, inputs, request.id, request_outputs=wanted)
@@ -108,12 +111,15 @@ def _check(request: Any) -> None:
                 raise RefusedError("format", f"the parameter {name} is not supported; leave it out")
 
 
-def _contents(one: Any) -> Any:
-    """The numbers of a tensor that came as such."""
+def _contents(one: Any, most: int) -> Any:
+    """The numbers of a tensor that came as such, at most so many."""
     field = CONTENTS.get(one.datatype)
     if field is None:
         return []  # its datatype will be refused
-    values = np.array(getattr(one.contents, field), np.float32 if one.datatype == "FP32" else np.int64)
+    sent = getattr(one.contents, field)
+    if len(sent) > most:
+        raise RefusedError("batch", f"expected at most {most} numbers in a request, but got {len(sent)}")
+    values = np.array(sent, np.float32 if one.datatype == "FP32" else np.int64)
     if one.datatype == "UINT8" and values.size and values.max() > 255:
         raise RefusedError("range", f"expected UINT8 values in [0, 255], but got {values.max()}")
     return values

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +59,10 @@ def command(
 
     Stops on Ctrl-C after the requests in hand. docs/deploy.md has more.
     """
-    with tempfile.TemporaryDirectory(prefix="queryfoil-metrics-") as shared:
+    with ExitStack() as until_stopped:
         if workers > 1:
-            os.environ[METRICS] = shared
+            folder = tempfile.TemporaryDirectory(prefix="queryfoil-metrics-")
+            os.environ[METRICS] = until_stopped.enter_context(folder)
         try:
             from queryfoil.deploy.limits import Limits
             from queryfoil.deploy.model import ProtectedModel

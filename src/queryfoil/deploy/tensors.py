@@ -145,5 +145,5 @@ def short(words: object) -> str:
     >>> short("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
     """
-    text = repr(words)
+    text = repr(words[:SHORTEST]) if isinstance(words, str) else repr(words)
     return text if len(text) <= SHORTEST else text[:SHORTEST] + "..."

@@ -12,10 +12,12 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from queryfoil.deploy.served import OUTPUT
+from queryfoil.deploy.served import OUTPUT, About
 from queryfoil.deploy.tensors import RefusedError, Sent, short
 
 JSON_LENGTH = "inference-header-content-length"
+MANY = 16  # tensors of a request, and dimensions of one, that are looked at
+SPARE = 64  # objects, lists and commas of a request beside those of its data
 UNSUPPORTED = ("classification", "shared_memory_region")  # parameters that would change what an answer is
 
 
@@ -25,7 +27,7 @@ class _Strict(BaseModel):
 
 class _Input(_Strict):
     name: str
-    shape: list[int]
+    shape: list[int] = Field(max_length=MANY)
     datatype: str
     parameters: dict[str, Any] | None = None
     data: list[Any] | None = None
@@ -38,9 +40,33 @@ class _Output(_Strict):
 
 class _Request(_Strict):
     id: str | None = Field(default=None, max_length=256)
-    inputs: list[_Input]
-    outputs: list[_Output] | None = None
+    inputs: list[_Input] = Field(max_length=MANY)
+    outputs: list[_Output] | None = Field(default=None, max_length=MANY)
     parameters: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much JSON may hold, so that a few megabytes of brackets do not become gigabytes of objects."""
+
+    images: int
+    numbers: int
+    lists: int
+
+    @classmethod
+    def of(cls, about: About, max_batch: int) -> "Room":
+        """Room for a full batch, nested by its shape."""
+        channels, height, _ = about.input_shape
+        return cls(max_batch, max_batch * about.values, max_batch * (1 + channels * (1 + height)))
+
+    def check(self, text: bytes) -> None:
+        """RefusedError for JSON that holds more, before it is read."""
+        if text.count(b",") > self.numbers + SPARE:
+            raise RefusedError(
+                "batch", f"expected at most {self.images} images in a request, {self.numbers} numbers, but got more"
+            )
+        if text.count(b"[") > self.lists + SPARE or text.count(b"{") > SPARE:
+            raise RefusedError("format", "expected a request with fewer lists and objects")
 
 
 @dataclass(frozen=True)
@@ -52,16 +78,18 @@ class Asked:
     binary: bool
 
 
-def decode(body: bytes, json_length: str | None = None) -> Asked:
+def decode(body: bytes, json_length: str | None, room: Room) -> Asked:
     """A request's bytes as what it asks for; RefusedError where they are no such request. Values are not looked at.
 
     >>> body = b'{"inputs": [{"name": "images", "shape": [1], "datatype": "UINT8", "data": [7]}]}'
-    >>> decode(body).sent[0].values
+    >>> decode(body, None, Room(1, 1, 1)).sent[0].values
     [7]
     """
     length = len(body) if json_length is None else _length(json_length, len(body))
+    text = body[:length]
+    room.check(text)
     try:
-        found = _Request.model_validate(orjson.loads(memoryview(body)[:length]))
+        found = _Request.model_validate(orjson.loads(text))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = short(".".join(map(str, first["loc"])) or "the body")
