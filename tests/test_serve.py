@@ -364,6 +364,15 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     assert "to have one output, scores, but it has scores, logits" in run(str(tmp_path / "two.onnx")).stderr
 
 
+def test_a_missing_extra_is_told_by_its_name() -> None:
+    code = "import sys; sys.modules['kserve'] = None; from queryfoil import cli; cli.app(['serve', 'x.onnx'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "needs the package kserve, which is not installed; install queryfoil[serve]" in done.stderr.replace(
+        "\n", " "
+    )
+
+
 def test_a_taken_port_is_told(service: Service) -> None:
     result = run(str(service.file), "--port", str(service.port))
     assert result.exit_code == 2
