@@ -91,6 +91,8 @@ def _lead(plan: Plan, rows: list[Row], sheet: sheets.Sheet | None) -> str | None
             group = line.label.removesuffix(sheets.WORST).rstrip(", ")
             left = "; ".join(f"{column}: {value.ours}" for column, value in line.values.items())
             texts.append(f"{group}: {left}" if group else left)
+    if not any(cell.loss is not None for cell in plan.cells):
+        return None  # attacks that see labels alone have no worst case of those that see scores
     return (
         f"Accuracy left after {at} queries an image under the worst attack for each image (in brackets, of how many "
         f"that see scores) – {' | '.join(texts)}. {_attackers(plan, plan.layout)}"
