@@ -1,7 +1,6 @@
 """The model of a service: images to the scores that are shown, behind any KServe server."""
 
 import asyncio
-import importlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -159,9 +158,9 @@ def _again(name: str, file: Path, settings: dict[str, Any]) -> ProtectedModel:
 
 
 def _query_log(folder: str | Path) -> Log:
-    module = importlib.import_module("queryfoil.deploy.querylog")  # only where it is asked for: it needs pyarrow
-    found: Log = module.QueryLog(folder)
-    return found
+    from queryfoil.deploy.querylog import QueryLog  # only where it is asked for: it needs pyarrow
+
+    return QueryLog(folder)
 
 
 def cores() -> int:
