@@ -61,6 +61,8 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
             hint = f"; it belongs to the objective {' or '.join(others)}" if others else ""
             raise ValueError(f"the objective {objective} does not take {name}{hint}; it takes {', '.join(takes)}")
     calibration.check_held_out(logits, labels)
+    if bool((logits.topk(2, dim=1).values.diff(dim=1) == 0).all()):
+        raise ValueError("expected logits with margins above 0, but all rows are tied for the top; check the model")
     return how(logits, labels, **fixed, **settings)
 
 
