@@ -224,6 +224,9 @@ def _onnx(module: nn.Module, name: str, example: Tensor, about: str, path: Path)
     proto = made.model_proto
     if loops := sorted({node.op_type for node in _nodes(proto.graph)} & LOOPS):
         raise ValueError(f"expected a graph without loops and branches, but it has {', '.join(loops)}")
+    for part in (*_nodes(proto.graph), proto.graph, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")  # torch's: source lines and paths of this machine
+        part.ClearField("doc_string")
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, about
     onnx.checker.check_model(proto)
