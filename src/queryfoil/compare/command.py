@@ -11,11 +11,11 @@ from rich.table import Table
 
 from queryfoil.compare import comparison, page, words
 from queryfoil.compare.comparison import Comparison
+from queryfoil.compare.measures import Measure
 from queryfoil.terminal import console, errors, plainly
 
 MOST = 12
 """Cells that are printed whole; of more, what is beyond noise."""
-STYLES = {1: "bold", -1: "bold", 0: ""}
 
 
 @plainly
@@ -47,35 +47,36 @@ def command(
 
 
 def show(c: Comparison) -> None:
-    """Print a comparison: a sentence, what differs everywhere, and a table."""
+    """Print a comparison: each cell with its figures, what was not compared, and the result in a sentence."""
     if not c.same:
-        console.print(_table(c))
         few = len(c.pairs) <= MOST
+        for p in c.pairs:
+            lines = [m for m in p.measures if few or words.mark(m)]
+            if lines:
+                console.print(f"[bold]{escape(p.label)}[/bold]", highlight=False, soft_wrap=True)
+                for line in words.about(p, c.everywhere):
+                    console.print(line, style="dim", markup=False, highlight=False)
+                console.print(_table(lines))
         console.print(words.READ, style="dim", markup=False, highlight=False)
         if not few:
             console.print(f"{len(c.pairs)} cells: only what is beyond noise is printed; --out writes all", markup=False)
-    console.print(words.heading(c), markup=False, soft_wrap=True)
+    console.print(words.heading(c), markup=False, highlight=False, soft_wrap=True)
     if c.everywhere:
-        console.print(f"in every cell, A / B differ in {'; '.join(c.everywhere)}", markup=False, soft_wrap=True)
+        line = f"in every cell, A / B differ in {'; '.join(c.everywhere)}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in words.remainder(c):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(words.verdict(c), markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(c: Comparison) -> Table:
+def _table(lines: list[Measure]) -> Table:
+    """The figures of a pair, in 79 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("", "A", "B", "B − A (95 %)"):
-        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
-    table.add_column("", no_wrap=True)
-    for p in c.pairs:
-        lines = [m for m in p.measures if len(c.pairs) <= MOST or words.mark(m)]
-        if not lines:
-            continue
-        about = "\n".join(f"[dim]{escape(line)}[/dim]" for line in words.about(p, c.everywhere))
-        table.add_row(f"[bold]{escape(p.label)}[/bold]\n{about}")
-        for m in lines:
-            style = STYLES[m.direction if m.counts else 0]
-            values = (words.value(m, m.a), words.value(m, m.b), words.difference(m), words.mark(m))
-            table.add_row(f"  {m.name}", *values, style=style)
-        table.add_row()
+    table.add_column("", width=22)
+    for heading, width in (("A", 8), ("B", 8), ("B − A (95 %)", 26)):
+        table.add_column(heading, justify="right", width=width)
+    table.add_column("", width=8)
+    for m in lines:
+        values = (words.value(m, m.a), words.value(m, m.b), words.difference(m), words.mark(m))
+        table.add_row(m.name, *values, style="bold" if words.mark(m) else "")
     return table

@@ -189,19 +189,22 @@ def differing(a: Facts, b: Facts) -> tuple[str, ...]:
     lines = []
     for group in (name for name in a if name in b):
         names = [n for n in dict.fromkeys([*a[group], *b[group]]) if a[group].get(n) != b[group].get(n)]
-        texts = [_values(n, a[group].get(n), b[group].get(n), group in HASHES) for n in names]
+        if group in HASHES:  # code that only one has belongs to an attack or a defense that only one has
+            texts = [n for n in names if n in a[group] and n in b[group]]
+        elif group == "attackers":
+            only = {"A": [n for n in names if n in a[group]], "B": [n for n in names if n in b[group]]}
+            texts = [f"only in {side}: {'; '.join(found)}" for side, found in only.items() if found]
+        else:
+            texts = [_values(n, *(facts[group].get(n, "–") for facts in (a, b))) for n in names]
         if texts:
-            lines.append(f"{group}: {', '.join(texts)}")
+            lines.append(f"{group}{',' if group == 'attackers' else ':'} {', '.join(texts)}")
     return tuple(lines)
 
 
-def _values(name: str, a: str | None, b: str | None, hidden: bool) -> str:
-    if a == "" or b == "":
-        return f"{name} only in {'B' if a is None else 'A'}"
-    short = [_short("–" if v is None else v) for v in (a, b)]
-    if short[0] == short[1]:
-        short = ["–" if v is None else v for v in (a, b)]
-    return name if hidden or max(map(len, short)) > 40 else f"{name} {short[0]} / {short[1]}"
+def _values(name: str, a: str, b: str) -> str:
+    short = [_short(a), _short(b)]
+    short = [a, b] if short[0] == short[1] else short
+    return name if max(map(len, short)) > 40 else f"{name} {short[0]} / {short[1]}"
 
 
 def _short(value: str) -> str:

@@ -15,17 +15,11 @@ MARKERS = {1: ">", -1: "<", 0: "o"}
 
 def all_of(c: Comparison) -> list[Picture]:
     """A forest for accuracy left, mean queries, ECE and AUROC, where any image differs."""
-    kinds = {
-        "Accuracy left": lambda m: m.name.startswith("accuracy left"),
-        "Mean queries": lambda m: m.name == "mean queries",
-        "ECE": lambda m: m.name == "ECE",
-        "AUROC": lambda m: m.name == "AUROC",
-    }
     pictures = []
-    for title, holds in kinds.items():
+    for title in ("Accuracy left", "Mean queries", "ECE", "AUROC"):
         found = []
         for pair in c.pairs:
-            of_kind = [m for m in pair.measures if holds(m) and m.counts]
+            of_kind = [m for m in pair.measures if m.name.lower().startswith(title.lower()) and m.counts]
             if of_kind:
                 found.append((pair.label, of_kind[-1]))  # of the numbers of queries, the largest
         if found:

@@ -53,8 +53,8 @@ def common(a: Subject | Scores, b: Subject | Scores) -> tuple[NDArray[np.int64],
 def under_attack(a: Subject, b: Subject, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list[Measure]:
     """Clean accuracy, accuracy left, mean and median queries, over the images at these rows (one or more).
 
-    Accuracy left at each number of queries that either shows and both reach. Queries are over those that every run of both answered correctly at
-    first, survivors counted with the smaller budget.
+    Accuracy left at each number of queries that either shows and both reach. Queries are over those that every run of
+    both answered correctly at first, survivors counted with the smaller budget.
     """
     x, y = a.fooled_at[:, rows[0]], b.fooled_at[:, rows[1]]
     budget = min(a.budget, b.budget)

@@ -20,7 +20,7 @@ Facts = dict[str, dict[str, str]]
 """What decides a result, by group (the settings, an attack, a defense, what was fitted, code, versions) and name."""
 
 HASHES = ("code", "network")
-"""Groups whose values are hashes: only whether they differ says something."""
+"""Groups whose values are hashes: only that they differ says something."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _worst_cases(plan: Plan, results: Sequence[CellResult], cells: dict[str, Sub
                 facts = _facts_of_all([cells[r.label].facts for r in seen])
                 axes = [axis for axis in layout.rows if axis not in (layout.users or ())]
                 facts["attackers"] = {", ".join(r.cell.place[a] for a in axes if a in r.cell.place): "" for r in seen}
+                facts["settings"].pop("seed", None)
                 facts["settings"] |= {"seeds": ", ".join(map(str, dict.fromkeys(r.cell.seed for r in seen)))}
                 found[label] = Subject(
                     label,
