@@ -70,10 +70,10 @@ def show(c: Comparison) -> None:
 
 
 def _table(lines: list[Measure]) -> Table:
-    """The figures of a pair, in 79 columns."""
+    """The figures of a pair, in 78 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", width=22)
-    for heading, width in (("A", 8), ("B", 8), ("B − A (95 %)", 26)):
+    table.add_column("", width=21)
+    for heading, width in (("A", 7), ("B", 7), ("B − A (95 %)", 25)):
         table.add_column(heading, justify="right", width=width)
     table.add_column("", width=8)
     for m in lines:

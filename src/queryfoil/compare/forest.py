@@ -36,10 +36,10 @@ def forest(title: str, found: Sequence[tuple[str, Measure]]) -> Picture:
 
     def plot(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.axvline(0, lw=0.9, color=INK)
         for i, (label, m) in enumerate(shown):
             colour = {1: COLOURS[1], -1: COLOURS[2], 0: COLOURS[0]}[m.direction]
             d, low, high = (scale * v for v in (m.difference, m.low, m.high))
+            axes.plot([0, 0], [i - 0.22, i + 0.4], lw=0.9, color=INK)  # leaves the text free
             axes.plot([low, high], [i, i], lw=1.4, color=colour, solid_capstyle="butt")
             fill = colour if m.direction else "none"
             axes.plot(d, i, MARKERS[m.direction], ms=6, color=colour, markerfacecolor=fill)

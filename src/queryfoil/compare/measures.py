@@ -71,17 +71,19 @@ def of_scores(a: Scores, b: Scores) -> list[Measure]:
     if not len(left) or a.probs.shape[1] != b.probs.shape[1]:
         return []
     p, q, labels = a.probs[left], b.probs[right], a.labels[left]
-    equal = bool(np.array_equal(p, q))
+    n, equal = len(labels), bool(np.array_equal(p, q))
+    if equal:
+        values = {"ECE": metrics.ece(p, labels), "AUROC": metrics.auroc(p, labels)}
+        return [Measure(name, "share", v, v, 0.0, 0.0, 0.0, n, True) for name, v in values.items()]
     change, interval = metrics.ece_difference(q, p, labels)
     columns = [(v.max(1), v.argmax(1) == labels) for v in (p, q)]
     auroc = SELECTION["auroc"]
     first, second = (auroc(*column) for column in columns)
-    drawn = [[auroc(c[r], hit[r]) for r in _draws(len(labels))] for c, hit in columns]
+    drawn = [[auroc(c[r], hit[r]) for r in _draws(n)] for c, hit in columns]
     differences = np.subtract(drawn[1], drawn[0])
-    differences = differences[~np.isnan(differences)]
+    differences = differences[~np.isnan(differences)]  # of resamples with a right and a wrong answer
     known = len(differences) > 0 and not np.isnan(second - first)
     spread = metrics.percentiles(differences) if known else NONE
-    n = len(labels)
     return [
         Measure("ECE", "share", metrics.ece(p, labels), metrics.ece(q, labels), change, *interval, n, equal),
         Measure("AUROC", "share", first, second, second - first, *spread, n, equal),

@@ -65,7 +65,7 @@ def _many(n: int, what: str) -> str:
 
 def _chance(counted: int) -> str:
     return (
-        f"So many are compared at once that about {LEVEL * counted:.0f} would be marked by chance if nothing differed: "
+        f"So many are compared at once that about {LEVEL * counted:.2g} would be marked by chance if nothing differed: "
         "the intervals are of single differences."
     )
 
