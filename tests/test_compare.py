@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from queryfoil import attacking, bench, cli, metrics, plan, summary
-from queryfoil.compare import comparison, measures, page, runs, words
+from queryfoil.compare import command, comparison, measures, page, runs, words
 from queryfoil.compare.comparison import compare, differing
 from queryfoil.compare.forest import forest
 from queryfoil.compare.measures import Measure, mean_interval
@@ -320,6 +320,26 @@ def test_marks_stand_in_words_and_shapes(folder: Path, tmp_path: Path) -> None:
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", (tmp_path / "compare.html").read_text())
     assert not re.search(r'(src|href)\s*=\s*"(?!#)', without_namespaces)
     assert "<script" not in without_namespaces
+
+
+def test_of_many_cells_the_terminal_shows_what_is_beyond_noise(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = between(folder / "base", folder / "other")
+    shown = [words.mark(m) for p in found.pairs for m in p.measures]
+    assert any(shown)
+    assert not all(shown)
+    command.show(dataclasses.replace(found, pairs=found.pairs * 7))
+    output = capsys.readouterr().out
+    assert "14 cells: only what is beyond noise is printed; --out writes all" in output
+    assert sum("▲ higher" in line or "▼ lower" in line for line in output.splitlines()) == 7 * sum(map(bool, shown))
+    assert "= on every image" not in output
+    command.show(found)
+    assert "only what is beyond noise" not in capsys.readouterr().out
+
+
+def test_thirds_of_three_seeds_do_not_pass_for_a_difference() -> None:
+    assert Measure("accuracy left at 5", "share", 0.1, 0.2, 0.1, 3e-17, 0.2, 30, False).direction == 0
 
 
 def test_what_cannot_be_compared_is_said(folder: Path, tmp_path: Path) -> None:

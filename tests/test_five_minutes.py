@@ -47,13 +47,13 @@ def test_every_command_does_what_the_page_shows(tmp_path: Path) -> None:
         assert re.sub(r"\s+", " ", output).strip() in shown
     assert "greedy Square leaves 43.3 %" in re.sub(r"\s+", " ", printed[3])
 
-    request = json.loads((tmp_path / "request.json").read_text())
     service = Service(tmp_path / "protected.onnx", *shlex.split(COMMANDS[-2])[3:])
     try:
-        image = np.array(request["inputs"][0]["data"], np.float32).reshape(request["inputs"][0]["shape"])
-        probs = service.scores(image)[0]
+        status, _, answer = service.call(service.infer, (tmp_path / "request.json").read_bytes())
     finally:
         service.stop()
+    assert status == 200
+    probs = np.array(json.loads(answer)["outputs"][0]["data"])
     line = re.findall(r"class (\d+), confidence .* shown ([0-9.]+)", printed[2])[-1]
     assert int(probs.argmax()) == int(line[0])
     assert probs.max() == pytest.approx(float(line[1]), abs=1e-4)

@@ -14,6 +14,8 @@ from queryfoil.metrics.selective import SELECTION
 NAN = float("nan")
 NONE = Interval(NAN, NAN)
 DRAWS = 1000
+ROUNDING = 1e-12
+"""Of sums of thirds, as over three seeds: no difference is so small."""
 
 
 class Measure(NamedTuple):
@@ -35,7 +37,7 @@ class Measure(NamedTuple):
     @property
     def direction(self) -> int:
         """1 where B is above A beyond noise, -1 where it is below, else 0: whether the interval leaves out 0."""
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+        return 1 if self.low > ROUNDING else -1 if self.high < -ROUNDING else 0
 
     @property
     def counts(self) -> bool:
