@@ -12,6 +12,7 @@ from queryfoil import __version__, attacking, grid, options, plan, prepare
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
+from queryfoil.compare import command as comparing
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
 from queryfoil.deploy import export_command, serve_command
@@ -167,6 +168,9 @@ def report_command(
     rows = page.write(folder)
     results(rows, cells.subject(rows))
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+app.command("compare")(comparing.command)
 
 
 @app.command()
