@@ -1,4 +1,4 @@
-"""An endpoint of the Open Inference Protocol as a client knows it: where it is, what it says of itself, how it fails."""
+"""An endpoint of the Open Inference Protocol for a client: where it is, what it says of itself, how it fails."""
 
 import ipaddress
 import re
@@ -149,7 +149,7 @@ class Described:
             )
         if types[0] not in DATATYPES or len(shapes[0]) != 4:
             raise EndpointError(
-                f"expected images (N, C, H, W) as {' or '.join(DATATYPES)}, but the model takes {types[0]} {shapes[0]}; "
+                f"expected images (N, C, H, W), {' or '.join(DATATYPES)}, but the model takes {types[0]} {shapes[0]}; "
                 "audit a function of yours (module:function) that asks it"
             )
         kind = (told.get("properties") or {}).get("output")

@@ -41,7 +41,9 @@ class Ledger:
             self.images, self.requests = read(self.path)
         except BlockingIOError:
             os.close(self._file)
-            raise ValueError(f"another audit is running in {self.path.parent}; wait, or choose another folder") from None
+            raise ValueError(
+                f"another audit is running in {self.path.parent}; wait, or choose another folder"
+            ) from None
         except ValueError:
             os.close(self._file)
             raise
@@ -54,9 +56,7 @@ class Ledger:
     def take(self, n: int) -> None:
         """Write down a request of n images that will be sent now; SpentError if they are too many."""
         if self.images + n > self.most:
-            raise SpentError(
-                f"{self.images:,} of at most {self.most:,} images were sent, and the next request has {n}"
-            )
+            raise SpentError(f"{self.images:,} of at most {self.most:,} images were sent, and the next request has {n}")
         self._write(self.images + n, self.requests + 1)
 
     def give_back(self, n: int) -> None:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from queryfoil.checks import require, require_positive, require_whole
-from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError
+from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError, is_url
 from queryfoil.deploy.ledger import Ledger
 from queryfoil.models.victim import Victim
 
 FIRST, LONGEST = 0.5, 30.0  # seconds before a request is sent again; doubled each time
 BATCH = 32  # what `queryfoil serve` takes unless told otherwise
+RATE = 100.0  # images a second unless told otherwise, but on this machine
 Answer = TypeVar("Answer")
 
 
@@ -25,6 +26,12 @@ class Line(Protocol):
 
     def ask(self, images: NDArray[Any]) -> NDArray[Any]: ...
     def close(self) -> None: ...
+
+
+class Served(Line, Protocol):
+    """The way to an endpoint, which says what its model is."""
+
+    def describe(self) -> Described: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,31 @@ class Limits:
                 require_positive(name, getattr(self, name))
         require("patience", self.patience, ">= 0", lambda value: value >= 0)
 
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        *,
+        batch: int | None = None,
+        rate: float | None = None,
+        requests: float | None = None,
+        patience: float = 120.0,
+        timeout: float = 60.0,
+    ) -> "Limits":
+        """Limits that fit a model, a URL or `module:function`; 0 is no limit, and None what is usual.
+
+        Usual are `BATCH` images a request to an endpoint, and `RATE` images a second but to one on this machine.
+
+        >>> Limits.of("https://shop.example/v2/models/a").rate, Limits.of("grpc://127.0.0.1:8081/a").rate
+        (100.0, None)
+        """
+        address = Address.parse(model) if is_url(model) else None
+        if batch is None and address is not None:
+            batch = BATCH
+        if rate is None and not (address is not None and address.loopback):
+            rate = RATE
+        return cls(batch, rate or None, requests or None, patience, timeout)
+
     def seconds(self, images: int) -> float | None:
         """The least time for so many images in full batches; None without a limit."""
         paces = [images / self.rate] if self.rate else []
@@ -58,6 +90,8 @@ class Limits:
 
 class Remote:
     """Images (N, C, H, W) in [0, 1] to scores (N, K), of a model that is asked over a line.
+
+    `output` and `deterministic` say what the scores are, as for any model.
 
     Every image that is sent is in the ledger, those of requests that are sent again too. A request that is refused as
     it is (400, 413) is sent in smaller ones from then on. EndpointError where there is no answer: at once if there
@@ -80,9 +114,9 @@ class Remote:
         self._free = 0.0  # when the next request may be sent
         self._reached = False
 
-    def describe(self) -> Described:
-        """What the endpoint says of its model; sends no image."""
-        told: Described = self._patiently(0, self.line.describe)  # type: ignore[attr-defined]
+    def describe(self, line: Served) -> Described:
+        """What the endpoint at the end of the line says of its model; sends no image."""
+        told = self._patiently(0, line.describe)
         self.bytes = told.datatype == "UINT8"
         return told
 
@@ -103,7 +137,9 @@ class Remote:
                 continue
             start += len(part)
         if len({part.shape[1] for part in parts}) > 1:
-            raise EndpointError("expected as many scores for each image, but their number changes from answer to answer")
+            raise EndpointError(
+                "expected as many scores for each image, but their number changes from answer to answer"
+            )
         return torch.from_numpy(np.concatenate(parts)).to(x.device)
 
     def _scores(self, part: NDArray[Any]) -> NDArray[Any]:
@@ -152,7 +188,7 @@ class Remote:
 
 
 class Own:
-    """The line to a function of yours; a ConnectionError or TimeoutError that it raises is taken for a busy endpoint."""
+    """The line to a function of yours; its ConnectionError or TimeoutError is taken for a busy endpoint."""
 
     def __init__(self, model: Victim) -> None:
         self.model = model
@@ -172,7 +208,7 @@ class Own:
         """Nothing to close."""
 
 
-def line(address: Address, token: str | None, timeout: float) -> Line:
+def line(address: Address, token: str | None, timeout: float) -> Served:
     """The line to an address; ValueError that says what to install where its client is missing."""
     try:
         if address.over_http:

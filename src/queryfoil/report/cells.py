@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from queryfoil.deploy.endpoint import is_url
 from queryfoil.metrics import Interval, wilson
 
 Row = dict[str, Any]
@@ -44,6 +45,8 @@ def columns(rows: list[Row]) -> list[Column]:
     ]
     if "ece" not in rows[0]:
         return found
+    if is_url(rows[0]["model"]):  # nobody knows its undefended network
+        return [*found, Column("ECE", "expected calibration error (15 bins), on the attacked images before any attack")]
     return [
         *found,
         Column("ECE", "expected calibration error (15 bins) on images that nothing was fitted on; below, its change"),
@@ -64,6 +67,8 @@ def entries(row: Row, at: list[int]) -> list[Entry]:
     ece = f"{_interval(row['ece_interval'])}, n = {unseen}"
     if row["defenses"]:
         ece += f"; change {100 * row['ece_change']:+.2f} ({_interval(row['ece_change_interval'])})"
+    if is_url(row["model"]):
+        return [*found, Entry(percent(row["ece"]), ece)]
     return [
         *found,
         Entry(percent(row["ece"]), ece),
