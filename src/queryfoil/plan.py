@@ -24,6 +24,8 @@ from queryfoil.run import Attack, check
 from queryfoil.task import NORMS, Task
 
 SHIPPED = Path(__file__).parent / "shipped" / "plans"
+AS_SERVED = "as served"
+"""Entry on the axis of defenses of what is audited: nobody knows its undefended network."""
 
 
 def _number(value: object) -> object:
@@ -192,6 +194,11 @@ class Cell(Settings):
         if self.trace > self.n:
             raise ValueError(f"expected trace <= n = {self.n}, but got {self.trace}")
         return self
+
+    @property
+    def audited(self) -> bool:
+        """Whether the model is what a service shows, so that there is no undefended network to compare it with."""
+        return self.place.get("defense") == AS_SERVED
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""

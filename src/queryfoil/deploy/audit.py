@@ -17,13 +17,13 @@ from queryfoil.deploy import ledger
 from queryfoil.deploy.endpoint import Address, is_url
 from queryfoil.deploy.remote import Limits
 from queryfoil.deploy.sameness import EVERY, IMAGES
-from queryfoil.plan import SHIPPED, Cell, Plan, reasons
+from queryfoil.plan import AS_SERVED, SHIPPED, Cell, Plan, reasons
 
 SUITE = ("greedy", "drift, p 0.3", "logit sum, drift, p 0.8", "reverse 23, p 0.3", "scale-free", "op", "SignHunter")
 """Of the plan worst-case, those that together come next to all of it; docs/audit.md has how near."""
 LABELS_ALONE = {"linf": "RayS", "l2": "hopskipjump"}
 KNOWING = ("invert", "leak")  # readings of attackers who know which defense it is
-SERVED = "as served"  # what the model is called in the report
+LEAST = 15  # images: the report's calibration has as many bins
 SPARE = 1.1  # of the images that an audit may need at most: a tenth for requests that are sent again
 LEDGER = "spent.json"
 REPEATS = 10  # fresh queries to confirm a success against a randomized model
@@ -70,11 +70,12 @@ class Audit:
     def estimate(self) -> str:
         """What it will cost, at most."""
         n, budget, attacks = len(self.images), self.cell.budget, len(self.plan.cells)
+        kinds = "1 attack" if attacks == 1 else f"{attacks} attacks"
         done = f" ({self.sent:,} were sent before)" if self.sent else ""
         seconds = self.limits.seconds(max(min(self.needed, self.most) - self.sent, 0))
         pace = "no limit of rate" if seconds is None else f"at the rate allowed, at most {_duration(seconds)}"
         return (
-            f"{self.plan.about}: {attacks} attacks x {n} images x {budget} queries, at most {attacks * n * budget:,}; "
+            f"{self.plan.about}: {kinds} x {n} images x {budget} queries, at most {attacks * n * budget:,}; "
             f"with all checks and what is sent again never more than {self.most:,} images{done}; {pace}"
         )
 
@@ -117,12 +118,16 @@ def prepare(
         "dataset": _dataset(images), "norm": norm, "eps": eps, "budget": budget, "seed": seed, "attack": "square",
     }  # fmt: skip
     given = pictures.read(images).images
-    if n is not None and not 1 <= n <= len(given):
-        raise ValueError(f"expected 1 <= n <= {len(given)}, the number of images, but got n = {n}")
-    given = given if n is None else given[:n]
+    n = len(given) if n is None else n
+    if not LEAST <= n <= len(given):
+        raise ValueError(
+            f"expected n from {LEAST}, as the report's calibration has so many bins, to {len(given)}, the number of "
+            f"images, but got n = {n}"
+        )
+    given = given[:n]
     cells = [
         {**usual, **lookup(known, name, "attack"), "label": name, "n": len(given),
-         "place": {"defense": SERVED, "attacker": name}}
+         "place": {"defense": AS_SERVED, "attacker": name}}
         for name in names
     ]  # fmt: skip
     content = {
@@ -132,7 +137,7 @@ def prepare(
         "cells": cells,
         "layout": {
             "columns": "defense", "rows": ["attacker"], "users": [], "worst": True,
-            "at": sorted({min(100, budget), budget}), "figures": ["queries", "scores"],
+            "at": sorted({min(100, budget), budget}), "figures": ["queries"],
         },
     }  # fmt: skip
     try:

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from queryfoil import options
+from queryfoil import options, summary
 from queryfoil.deploy.audit import LEDGER, Audit, prepare
 from queryfoil.deploy.audit_run import CHUNK, run
 from queryfoil.deploy.endpoint import EndpointError
 from queryfoil.deploy.ledger import SpentError, read
 from queryfoil.deploy.remote import BATCH, RATE, Limits
 from queryfoil.deploy.sameness import ChangedError
-from queryfoil.report import cells, page
+from queryfoil.report import cells, page, worst
+from queryfoil.store import Store
 from queryfoil.terminal import STOPPED, Display, console, errors, finished, plainly, results
 
 TOKEN = "QUERYFOIL_TOKEN"
@@ -40,7 +41,7 @@ def command(
         ),
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Most queries an image and attack, the clean one included.")] = 500,
-    n: Annotated[int, typer.Option("--n", min=1, help="Attack the first n images.")] = 100,
+    n: Annotated[int, typer.Option("--n", help="Attack the first n images, from 15 on.")] = 100,
     norm: options.Norm = "linf",
     eps: options.Eps = None,
     seed: options.Seed = 0,
@@ -110,14 +111,28 @@ def command(
     except ChangedError:
         raise
     except EndpointError as error:
-        raise EndpointError(f"{error}; what was finished is kept, run the same command to continue") from None
+        kept = "; what was finished is kept, run the same command to continue" if read(out / LEDGER)[0] else ""
+        raise EndpointError(f"{error}{kept}") from None
     finally:
         sent, asked = read(out / LEDGER)
         console.print(f"sent so far: {sent:,} images in {asked:,} requests", markup=False, highlight=False)
     finished(outcome)
     rows = page.write(out)
     results(rows, cells.subject(rows))
+    _headline(out)
     console.print(f"report: {(out / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+def _headline(out: Path) -> None:
+    """Print what is left under the worst attack for each image."""
+    plan, found = summary.collect(Store(out))
+    at = plan.layout.at if plan.layout is not None else ()
+    if left := worst.text(found, at):
+        console.print(
+            f"accuracy left after {' / '.join(map(str, at))} queries under the worst attack for each image, in percent "
+            f"(of how many that see scores): {left}",
+            style="bold", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _token(file: Path | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from queryfoil.deploy.endpoint import is_url
 from queryfoil.metrics import Interval, wilson
 
 Row = dict[str, Any]
@@ -45,7 +44,7 @@ def columns(rows: list[Row]) -> list[Column]:
     ]
     if "ece" not in rows[0]:
         return found
-    if is_url(rows[0]["model"]):  # nobody knows its undefended network
+    if all(row["labels_changed"] is None for row in rows):  # nobody knows the undefended network
         return [*found, Column("ECE", "expected calibration error (15 bins), on the attacked images before any attack")]
     return [
         *found,
@@ -67,7 +66,7 @@ def entries(row: Row, at: list[int]) -> list[Entry]:
     ece = f"{_interval(row['ece_interval'])}, n = {unseen}"
     if row["defenses"]:
         ece += f"; change {100 * row['ece_change']:+.2f} ({_interval(row['ece_change_interval'])})"
-    if is_url(row["model"]):
+    if changed is None:
         return [*found, Entry(percent(row["ece"]), ece)]
     return [
         *found,
