@@ -149,6 +149,10 @@ def _token(file: Path | None) -> str | None:
     return token
 
 
+def _interactive() -> bool:
+    return sys.stdin.isatty()
+
+
 def _agree(audit: Audit, token: str | None, yes: bool) -> None:
     """Go on only with what is on this machine, or said to be the user's own."""
     where = audit.address
@@ -162,7 +166,7 @@ def _agree(audit: Audit, token: str | None, yes: bool) -> None:
     if yes or (where is not None and where.loopback):
         return
     what = f"{where}" if where is not None else f"{audit.cell.model}, wherever it sends the images,"
-    if not sys.stdin.isatty():
+    if not _interactive():
         raise ValueError(
             f"{what} is not on this machine, and there is no terminal to ask whether it is yours; pass --yes if it "
             "is your own, or you may attack it"
