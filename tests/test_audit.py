@@ -482,7 +482,7 @@ def test_at_a_terminal_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     images = stubs.images(tmp_path)
     status, text = invoke("grpc://192.0.2.1:1/a", "--images", str(images), "--out", str(tmp_path / "out"), "--n", "16")
     assert status == 2
-    assert "at the rate allowed, at most" in text
+    assert "at the rate allowed, 11 min if all are needed" in text
     assert "nothing was sent" in text
     assert "Is grpc://192.0.2.1:1/a such a one?" in asked[0]
     assert not (tmp_path / "out").exists()
@@ -593,6 +593,16 @@ def test_what_an_endpoint_says_of_itself_has_to_fit(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected images \(1, 6, 6\), as the model takes them, but got \(1, 28"):
             run(prepare(stub.url, "fashion-mnist", tmp_path / "other", n=16))
     assert not list((tmp_path / "other").rglob("*.parquet"))
+
+
+def test_a_missing_client_is_told_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.delitem(sys.modules, "queryfoil.deploy.line_http", raising=False)
+    settings = prepare("http://127.0.0.1:1/v2/models/a", str(stubs.images(tmp_path)), tmp_path / "out", n=16)
+    with pytest.raises(
+        ValueError, match=r"needs the package httpx, which is not installed; install queryfoil\[audit\]"
+    ):
+        run(settings)
 
 
 # A function

@@ -73,7 +73,7 @@ class Audit:
         kinds = "1 attack" if attacks == 1 else f"{attacks} attacks"
         done = f" ({self.sent:,} were sent before)" if self.sent else ""
         seconds = self.limits.seconds(max(min(self.needed, self.most) - self.sent, 0))
-        pace = "no limit of rate" if seconds is None else f"at the rate allowed, at most {_duration(seconds)}"
+        pace = "no limit of rate" if seconds is None else f"at the rate allowed, {_duration(seconds)} if all are needed"
         return (
             f"{self.plan.about}: {kinds} x {n} images x {budget} queries, at most {attacks * n * budget:,}; "
             f"with all checks and what is sent again never more than {self.most:,} images{done}; {pace}"

@@ -1,6 +1,5 @@
 """How many images an audit has sent, in a file that outlives it, and the most that it may send."""
 
-import fcntl
 import json
 import os
 import time
@@ -34,6 +33,11 @@ class Ledger:
         self._synced = 0.0
 
     def __enter__(self) -> Self:
+        """Open the file and lock it; ValueError if another run has it, or for a damaged one."""
+        try:
+            import fcntl
+        except ModuleNotFoundError:
+            raise ValueError("an audit locks its ledger, for which it needs Linux, macOS or another Unix") from None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

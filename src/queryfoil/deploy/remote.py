@@ -222,3 +222,5 @@ def line(address: Address, token: str | None, timeout: float) -> Served:
         raise ValueError(
             f"an audit of an endpoint needs the package {error.name}, which is not installed; install queryfoil[audit]"
         ) from None
+    except RuntimeError as error:  # of tritonclient, where it is installed without this protocol
+        raise ValueError(f"an audit of an endpoint needs more: {error}; install queryfoil[audit]") from None
