@@ -161,6 +161,47 @@ def test_over_grpc_the_same(services: dict[str, Service], audited: dict[str, Pat
     assert fooled_at(tmp_path / "out") == fooled_at(audited["protected"])
 
 
+GRPC_FAULTS = """
+from types import SimpleNamespace
+from tritonclient.utils import InferenceServerException
+from queryfoil.deploy.endpoint import Address
+from queryfoil.deploy.line_grpc import GRPCLine
+
+line = GRPCLine(Address.parse("grpc://127.0.0.1:9/a"), None, 1.0)
+for status, reason in [
+    ("UNAVAILABLE", "failed to connect to all addresses"), ("UNAVAILABLE", "Socket closed"),
+    ("RESOURCE_EXHAUSTED", "as many as it takes"), ("RESOURCE_EXHAUSTED", "expected a request of at most 9 bytes"),
+    ("DEADLINE_EXCEEDED", "late"), ("UNAUTHENTICATED", "no"), ("INVALID_ARGUMENT", "at most 4 images"),
+    ("INTERNAL", "oh"),
+]:
+    def fail(*values, **named):
+        raise InferenceServerException(reason, status=f"StatusCode.{status}")
+    line.client = SimpleNamespace(get_model_metadata=fail)
+    try:
+        line.describe()
+    except Exception as error:
+        told = [getattr(error, name, "") for name in ("sent", "connected", "most")]
+        print(type(error).__name__, *told, "token" in str(error))
+"""
+
+
+def test_what_goes_wrong_over_grpc_is_told_apart() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", GRPC_FAULTS], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, text=True,
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert found.stdout.splitlines() == [
+        "BusyError False False  False",
+        "BusyError True True  False",
+        "BusyError True True  False",
+        "BatchError   None False",
+        "BusyError True True  False",
+        "EndpointError    True",
+        "BatchError   4 False",
+        "EndpointError    False",
+    ]
+
+
 def test_a_finished_audit_asks_for_nothing_but_whether_it_is_the_same(
     services: dict[str, Service], audited: dict[str, Path]
 ) -> None:
@@ -268,7 +309,7 @@ X = torch.arange(40, dtype=torch.float32).view(10, 1, 2, 2) / 255
 def test_it_waits_longer_each_time_and_as_long_as_it_is_told(tmp_path: Path) -> None:
     line = Faulty(BusyError("a"), BusyError("b", wait=7), BusyError("c", sent=False), BusyError("d"))
     model, ledger, time = remote(line, tmp_path)
-    with ledger:
+    with ledger, pytest.warns(UserWarning, match="b; asking again in 7 s"):
         assert torch.equal(model(X), X.flatten(1)[:, :2])
     assert time.slept == [0.5, 7, 2, 4]
     assert ledger.images == line.reached == 40  # four of five requests may have arrived
@@ -276,9 +317,14 @@ def test_it_waits_longer_each_time_and_as_long_as_it_is_told(tmp_path: Path) -> 
 
 def test_it_gives_up_in_the_end(tmp_path: Path) -> None:
     model, ledger, time = remote(Faulty(*[BusyError("overload")] * 99), tmp_path, patience=20)
-    with ledger, pytest.raises(EndpointError, match=r"did not answer for 20 s \(--patience\): overload"):
+    told = pytest.raises(EndpointError, match=r"gave no answer within 20 s \(--patience\): overload")
+    with ledger, told, pytest.warns(UserWarning, match="overload; asking again in 8 s"):
         model(X)
     assert time.now <= 20
+    model, ledger, time = remote(Faulty(BusyError("overload", wait=300)), tmp_path / "later")
+    with ledger, pytest.raises(EndpointError, match="overload; it wants to be asked again in 300 s"):
+        model(X)
+    assert time.slept == []
     model, ledger, time = remote(Faulty(BusyError("no way", sent=False, connected=False)), tmp_path / "other")
     with ledger, pytest.raises(EndpointError, match="there is no connection to the endpoint: no way"):
         model(X)
@@ -392,7 +438,7 @@ def test_an_endpoint_that_goes_away_is_told_and_what_was_finished_stays(tmp_path
                  "--eps", "6/255", "--attack", "greedy", "--chunk", "4", "--patience", "0.1"]  # fmt: skip
         status, text = invoke(*words)
         assert status == 2
-        assert "the endpoint did not answer for 0.1 s (--patience): it answered 503: shutting down" in text
+        assert "the endpoint gave no answer within 0.1 s (--patience): it answered 503: shutting down" in text
         assert "what was finished is kept, run the same command to continue" in text
         assert len(list((tmp_path / "out/cells").glob("*/chunk-*.parquet"))) >= 1
         stub.before = lambda stub, n: None

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError, refused
@@ -16,14 +15,21 @@ NO_CONNECTION = "failed to connect"
 
 
 class GRPCLine:
-    """Asks a model over gRPC. This machine is not asked through a proxy."""
+    """Asks a model over gRPC. This machine is not asked through a proxy.
+
+    The client is imported here and not with the module: its messages have the names of KServe's, and a process can
+    have either.
+    """
 
     def __init__(self, address: Address, token: str | None, timeout: float) -> None:
+        from tritonclient import grpc as triton
+
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         options += [("grpc.enable_http_proxy", 0)] if address.loopback else []
         self.address, self.token, self.timeout = address, token, timeout
         self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self.client = InferenceServerClient(address.place, ssl=address.scheme == "grpcs", channel_args=options)
+        self.triton = triton
+        self.client = triton.InferenceServerClient(address.place, ssl=address.scheme == "grpcs", channel_args=options)
 
     def describe(self) -> Described:
         """What the server says of the model; gRPC has no place for the kind of scores."""
@@ -38,9 +44,9 @@ class GRPCLine:
 
     def ask(self, images: NDArray[Any]) -> NDArray[Any]:
         """Scores (n, K) of images (n, C, H, W) in the model's datatype."""
-        given = InferInput(self.described.input, list(images.shape), self.described.datatype)
+        given = self.triton.InferInput(self.described.input, list(images.shape), self.described.datatype)
         given.set_data_from_numpy(images)
-        wanted = [InferRequestedOutput(self.described.output)]
+        wanted = [self.triton.InferRequestedOutput(self.described.output)]
         answer = self._call(self.client.infer, self.address.model, [given], self.address.version, outputs=wanted)
         try:
             scores = answer.as_numpy(self.described.output)

@@ -1,6 +1,7 @@
 """A model behind a line as a callable: in batches, at a rate, within a budget, asked again where that may help."""
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,7 @@ from queryfoil.deploy.ledger import Ledger
 from queryfoil.models.victim import Victim
 
 FIRST, LONGEST = 0.5, 30.0  # seconds before a request is sent again; doubled each time
+LONG = 5.0  # seconds of a pause that is told
 BATCH = 32  # what `queryfoil serve` takes unless told otherwise
 RATE = 100.0  # images a second unless told otherwise, but on this machine
 Answer = TypeVar("Answer")
@@ -95,7 +97,8 @@ class Remote:
 
     Every image that is sent is in the ledger, those of requests that are sent again too. A request that is refused as
     it is (400, 413) is sent in smaller ones from then on. EndpointError where there is no answer: at once if there
-    never was a connection, or the request is at fault; after `patience` if the endpoint is busy or gone.
+    never was a connection, or the request is at fault; after `patience` if the endpoint is busy or gone. Long pauses
+    give a warning.
     """
 
     def __init__(
@@ -168,9 +171,12 @@ class Remote:
                 since = self.clock() if since is None else since
                 wait = max(delay, error.wait)
                 if self.clock() + wait - since > self.limits.patience:
+                    later = f"; it wants to be asked again in {error.wait:g} s" if error.wait > delay else ""
                     raise EndpointError(
-                        f"the endpoint did not answer for {self.limits.patience:g} s (--patience): {error}"
+                        f"the endpoint gave no answer within {self.limits.patience:g} s (--patience): {error}{later}"
                     ) from None
+                if wait >= LONG:
+                    warnings.warn(f"{error}; asking again in {wait:g} s", stacklevel=2)
                 self.sleep(wait)
                 delay = min(2 * delay, LONGEST)
             else:
