@@ -104,7 +104,7 @@ def prepare(
     `attackers`; if left out, `SUITE` and one that sees labels alone. n: the first images; None for all. most: images
     that may be sent by all runs in `out`.
     """
-    limits = limits or Limits()
+    limits = limits or Limits.of(model)
     address = Address.parse(model) if is_url(model) else None
     if address is None and ("=" in model or ":" not in model):
         raise ValueError(
