@@ -1,6 +1,9 @@
-"""An endpoint of the Open Inference Protocol over HTTP that does what a test tells it, and counts what it is sent."""
+"""An endpoint over HTTP that does what a test tells it and counts what it is sent; and how tests run audits."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from queryfoil import cli, summary, table
+from queryfoil.deploy.audit import prepare
+from queryfoil.deploy.audit_run import run
+from queryfoil.deploy.remote import Limits
+from queryfoil.store import Store
 
 SHAPE, CLASSES = (1, 6, 6), 3
 WEIGHTS = np.random.default_rng(7).normal(size=(36, CLASSES)).astype(np.float32)
@@ -130,3 +140,39 @@ def running(stub: Stub) -> Iterator[Stub]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+ROOT = Path(__file__).parent.parent
+QUICK = Limits(batch=8, patience=5, timeout=5)
+
+
+def fooled_at(folder: Path) -> dict[str, list[int]]:
+    _, results = summary.collect(Store(folder))
+    return {r.label: table.fooled_at(r.attacked).tolist() for r in results}
+
+
+def queries(folder: Path) -> int:
+    """Of all attacks, as counted by them."""
+    return sum(sum(r.attacked.column("queries").to_pylist()) for r in summary.collect(Store(folder))[1])
+
+
+def go(stub: Stub, folder: Path, **changed: Any) -> Path:
+    """An audit of a stub, in this process."""
+    given: dict[str, Any] = {"attacks": ["greedy"], "n": 16, "budget": 20, "eps": "16/255", "limits": QUICK}
+    options = {key: changed.pop(key) for key in ("token", "chunk") if key in changed}
+    settings = prepare(stub.url, str(images(folder)), folder / "out", **{**given, **changed})
+    assert run(settings, **options).left == 0
+    return folder / "out"
+
+
+def command(*words: str, **environment: str) -> subprocess.Popen[str]:
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "queryfoil.cli", "audit", *words], env=surroundings, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def invoke(*words: str, **named: Any) -> tuple[int, str]:
+    found = CliRunner().invoke(cli.app, ["audit", *map(str, words)], env={"COLUMNS": "300"}, **named)
+    return found.exit_code, found.output
