@@ -15,7 +15,7 @@ from queryfoil.attacks import settings
 from queryfoil.chunks import CHUNK, Chunks, Outcome, Progress, space
 from queryfoil.oracle import Model, answers
 from queryfoil.plan import Plan
-from queryfoil.prepare import Folders, Prepared, Supplies, clean_answers, sources
+from queryfoil.prepare import Folders, Prepared, Preparing, Supplies, clean_answers, sources
 from queryfoil.run import run
 from queryfoil.store import CellStore, Store
 from queryfoil.task import Task
@@ -31,6 +31,7 @@ def bench(
     report: Callable[[Progress], None] = lambda progress: None,
     share: str | Path | None = None,
     keep_images: bool = True,
+    supplies: Preparing | None = None,
 ) -> Outcome:
     """Run what is missing of a plan in folder `out`; `report.write` then makes the report of it.
 
@@ -39,11 +40,12 @@ def bench(
     instead of the shipped ones; of any other, on all images of the attack split. `time_limit` in seconds stops at the
     end of a chunk. Everything is checked and prepared before the first query. The chunk size does not change a result.
     Cells lie in `out`, or in the folder `share`, where other plans find them: no image is attacked twice in the same
-    way. Without `keep_images`, the adversarial images are not stored.
+    way. Without `keep_images`, the adversarial images are not stored. `supplies` prepares the cells; by default, from
+    what the plan names.
     """
     folder = Store(out, share=share)
     folder.check(plan)
-    supplies = Supplies(sources(plan, data_folder), device)
+    supplies = supplies or Supplies(sources(plan, data_folder), device)
     prepared = [supplies.prepare(cell) for cell in plan.cells]
     stores = [folder.cell(p.key) for p in prepared]
     chunks = Chunks(prepared, stores, chunk, time_limit, report, keep_images)

@@ -15,7 +15,7 @@ from queryfoil.chunks import CHUNK
 from queryfoil.compare import command as comparing
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
-from queryfoil.deploy import export_command, serve_command
+from queryfoil.deploy import audit_command, export_command, serve_command
 from queryfoil.flags import command as checking
 from queryfoil.models import MODELS
 from queryfoil.models.checkpoints import PUBLISHED
@@ -157,6 +157,7 @@ def attack(
 app.command("check")(checking.command)
 app.command("export")(export_command.command)
 app.command("serve")(serve_command.command)
+app.command("audit")(audit_command.command)
 
 
 @app.command("report")

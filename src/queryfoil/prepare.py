@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,12 @@ class Prepared(Job):
     shown: str  # names of the files with the scores of the unseen images: as served, and undefended
     undefended: str
     code: dict[str, str]  # modules that decide the result, and their hashes
+
+
+class Preparing(Protocol):
+    """What makes cells ready to run."""
+
+    def prepare(self, cell: Cell) -> Prepared: ...
 
 
 class Supplies:

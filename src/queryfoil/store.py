@@ -121,9 +121,11 @@ class Store:
 
     def _ours(self, path: Path) -> bool:
         """What may lie in a folder whose plan.json was lost or not written yet."""
-        written = {"plan": ("report.md", "report.html", "figures")}.get(self.kind, ("adversarial",))
+        written = {"plan": ("report.md", "report.html", "figures", "audit.json", "spent.json")}.get(
+            self.kind, ("adversarial",)
+        )
         return path.name in ("cells", "scores", "summary.json", "images.parquet", *written) or path.name.startswith(
-            f".{self.kind}.json."
+            (f".{self.kind}.json.", ".audit.json.")
         )
 
 
