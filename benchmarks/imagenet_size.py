@@ -29,13 +29,13 @@ def main() -> None:
     network = PUBLISHED["wide_resnet50_2"].build().eval()
     logits = 4 * torch.randn(5000, CLASSES)
     labels = torch.multinomial(logits.softmax(1), 1).squeeze(1)
-    found = {
-        "plain": None,
-        "terraces": qf.fit(logits, labels, allowed=0.1),
-        "aaa": qf.fit(logits, labels, objective="greedy"),
+    fits = {
+        "plain": lambda: None,
+        "terraces": lambda: qf.fit(logits, labels, allowed=0.1),
+        "aaa": lambda: qf.fit(logits, labels, objective="greedy"),
     }
-    for name, fit in found.items():
-        print(export(Victim(network), fit, folder / f"{name}.onnx", shape=SHAPE), flush=True)
+    for name, fit in fits.items():
+        print(export(Victim(network), fit(), folder / f"{name}.onnx", shape=SHAPE), flush=True)
 
 
 if __name__ == "__main__":
