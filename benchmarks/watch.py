@@ -2,7 +2,7 @@
 
 python benchmarks/watch.py --out DIR [--defense terraces] [--clients 10] [--pictures 5] [--budget 500] [--seed 0]
 python benchmarks/watch.py --out DIR --tune     # other attacks, images and seeds: what the thresholds are chosen on
-python benchmarks/watch.py --speed              # what the log costs an image, and the report a row
+python benchmarks/watch.py --speed 100000       # what the log costs an image, and the report a row
 
 fashion-resnet behind what `fit` finds on the calibration images. Each attacker asks about `pictures` images one after
 the other, up to `budget` queries each (L-inf 16/255; L2 2.0 where an attack knows nothing else), as a client of its
@@ -12,6 +12,7 @@ own. DIR gets the log, and watch.json with all numbers.
 import argparse
 import io
 import json
+import resource
 import statistics
 import tempfile
 import time
@@ -28,7 +29,7 @@ import queryfoil as qf
 from queryfoil import data, files, metrics, models, provenance
 from queryfoil.deploy.grouping import read
 from queryfoil.deploy.querylog import QueryLog
-from queryfoil.deploy.watch import Client, watch
+from queryfoil.deploy.watch import ATTACK, LOOK, Client, watch
 from queryfoil.oracle import Model
 
 ATTACKS = ("square", "signhunter", "simba", "nes", "rays", "hopskipjump")
@@ -126,7 +127,7 @@ def monitor(images: Bytes, rng: Draw) -> Iterator[Bytes]:
 
 
 def fixed(images: Bytes, rng: Draw) -> Iterator[Bytes]:
-    """A fixed camera before a scene that never changes: 300 frames with a sensor's noise. Looks like a search."""
+    """A fixed camera before a scene that never changes: 300 frames with a sensor's noise."""
     image = images[rng.integers(len(images))]
     yield from (grainy(lit(image, 1 + 0.01 * rng.normal()), rng, 2) for _ in range(300))
 
@@ -194,15 +195,15 @@ def record(log: QueryLog, model: torch.nn.Module, chosen: argparse.Namespace) ->
 
 
 def judge(folder: Path, clients: dict[str, dict[str, Any]], budget: int) -> list[dict[str, Any]]:
-    """A row for each kind of client: how many are flagged, after how many queries, and how much is a near-duplicate."""
+    """A row for each kind of client: how many are found, after how many queries, and how much is a near-duplicate."""
     found: dict[str, list[Client]] = {}
     for client in watch(read(folder)).clients:
         found.setdefault(clients[client.name]["kind"], []).append(client)
     rows = []
     for kind in dict.fromkeys(about["kind"] for about in clients.values()):
         those = found[kind]
-        flagged = [client for client in those if client.flagged]
-        since = sorted(client.since for client in flagged if client.since is not None)
+        attackers, look = (sum(client.level == level for client in those) for level in (ATTACK, LOOK))
+        since = sorted(client.since for client in those if client.since is not None)
         fooled = [q for client in those for q in clients[client.name].get("fooled_at", ())]
         before = sum(
             sum(q <= budget and end <= (client.since or 10**9) for q, end in _ends(clients[client.name], budget))
@@ -214,15 +215,15 @@ def judge(folder: Path, clients: dict[str, dict[str, Any]], budget: int) -> list
                 "kind": kind,
                 "honest": clients[those[0].name]["honest"],
                 "clients": len(those),
-                "queries": sum(len(client.rows) for client in those),
-                "flagged": len(flagged),
-                "flagged_interval": metrics.wilson(len(flagged), len(those)),
-                "first_flag": first,
-                "near_duplicates": sum(client.near for client in those) / sum(len(client.rows) for client in those),
-                "highest_suspicion": max(client.suspicion for client in those),
+                "queries": sum(client.queries for client in those),
+                "attack": attackers,
+                "attack_interval": metrics.wilson(attackers, len(those)),
+                "look": look,
+                "first": first,
+                "near_duplicates": sum(client.near for client in those) / sum(client.queries for client in those),
                 "pictures_attacked": len(fooled),
                 "pictures_fooled": sum(q <= budget for q in fooled),
-                "fooled_before_flag": before,
+                "fooled_before": before,
             }
         )
     return rows
@@ -238,42 +239,49 @@ def _ends(about: dict[str, Any], budget: int) -> list[tuple[int, int]]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print a line for each kind."""
     for row in rows:
-        first, (low, high) = row["first_flag"], row["flagged_interval"]
-        after = f"after {first['median']:.0f} queries ({first['least']} to {first['most']})" if first else ""
+        first, (low, high) = row["first"], row["attack_interval"]
+        after = f" after {first['median']:.0f} queries ({first['least']} to {first['most']})" if first else ""
         fooled = "" if row["honest"] else f"; {row['pictures_fooled']} of {row['pictures_attacked']} pictures fooled, "
-        fooled += "" if row["honest"] else f"{row['fooled_before_flag']} of them before"
+        fooled += "" if row["honest"] else f"{row['fooled_before']} of them before"
         print(
-            f"{row['kind']:12} {row['flagged']:3} of {row['clients']} flagged ({100 * low:.0f}–{100 * high:.0f} %) "
-            f"{after}; {100 * row['near_duplicates']:.1f} % of {row['queries']:,} queries near-duplicates; "
-            f"highest suspicion {row['highest_suspicion']:.2f}{fooled}"
+            f"{row['kind']:12} {row['attack']:3} of {row['clients']} look like an attack ({100 * low:.0f}–"
+            f"{100 * high:.0f} %), {row['look']} to look at{after}; {100 * row['near_duplicates']:.1f} % of "
+            f"{row['queries']:,} queries near-duplicates{fooled}"
         )
 
 
-def speed() -> None:
-    """What `add` takes an image, and reading and judging a row."""
+def speed(rows: int) -> None:
+    """What `add` takes an image, and a report of so many rows of 50 clients, who ask about 10 variants of an image."""
     rng = np.random.default_rng(0)
     for shape, batch, times in (((1, 28, 28), 1, 4000), ((1, 28, 28), 32, 300), ((3, 224, 224), 1, 300)):
         x = rng.random((batch, *shape)).astype(np.float32)
         scores = rng.normal(size=(batch, 10)).astype(np.float32)
-        with tempfile.TemporaryDirectory() as folder, QueryLog(folder, rows=10**6) as log:
-            took = []
+        with tempfile.TemporaryDirectory() as folder:
+            log, took = QueryLog(folder, rows=10**6), []
             for _ in range(times):
                 start = time.perf_counter()
                 log.add("client", x, scores, "logits")
                 took.append((time.perf_counter() - start) / batch)
         median, high = 1e6 * statistics.median(took), 1e6 * float(np.quantile(took, 0.95))
-        print(f"add {batch} x {shape}: {median:.0f} microseconds an image (95 % below {high:.0f})")
+        print(f"add {batch} x {shape}: {median:.0f} microseconds an image (95 % below {high:.0f})", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        with QueryLog(folder, rows=20_000) as log:
-            for i in range(1000):
-                x = rng.random((32, 1, 28, 28)).astype(np.float32)
-                log.add(f"client {i % 50}", x, rng.normal(size=(32, 10)).astype(np.float32), "logits")
+        log = QueryLog(folder)
+        for i in range(rows // 100):
+            seeds = np.repeat(rng.random((10, 1, 28, 28)).astype(np.float32), 10, axis=0)
+            x = np.clip(seeds + rng.normal(0, 0.02, seeds.shape).astype(np.float32), 0, 1)
+            log.add(f"client {i % 50}", x, rng.normal(size=(100, 10)).astype(np.float32), "logits")
+        log.close()
         size = sum(path.stat().st_size for path in Path(folder).glob("*.parquet"))
-        start = time.perf_counter()
+        clock = [time.perf_counter()]
         queries = read(folder)
-        watch(queries)
-        took_all = time.perf_counter() - start
-        print(f"{size / len(queries):.0f} bytes and {1e6 * took_all / len(queries):.0f} microseconds of report a row")
+        clock.append(time.perf_counter())
+        found = watch(queries)
+        clock.append(time.perf_counter())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"{len(queries):,} rows of {size / len(queries):.0f} bytes: read and compared in {clock[1] - clock[0]:.1f} "
+            f"s, judged in {clock[2] - clock[1]:.1f} s ({len(found.clients)} clients); most memory {peak:,.0f} MiB"
+        )
 
 
 def main() -> None:
@@ -286,15 +294,18 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=500, help="queries a picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tune", action="store_true", help="on other attacks and images")
-    parser.add_argument("--speed", action="store_true", help="measure the cost instead")
+    parser.add_argument(
+        "--speed", type=int, metavar="ROWS", help="measure the cost instead, of a report of so many rows"
+    )
     chosen = parser.parse_args()
     if chosen.speed:
-        speed()
+        speed(chosen.speed)
         return
     if chosen.out is None or (chosen.out.exists() and any(chosen.out.glob("queries-*"))):
         raise ValueError(f"expected --out, a folder without a query log, but got {chosen.out}")
-    with QueryLog(chosen.out) as log:
-        clients = record(log, victim(chosen.defense), chosen)
+    log = QueryLog(chosen.out)
+    clients = record(log, victim(chosen.defense), chosen)
+    log.close()
     rows = judge(chosen.out, clients, chosen.budget)
     show(rows)
     settings = {key: value for key, value in vars(chosen).items() if key not in ("out", "speed")}

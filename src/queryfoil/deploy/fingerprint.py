@@ -148,5 +148,5 @@ def _smooth(images: Levels, tables: _Tables) -> NDArray[np.int32]:
             cells = np.add.reduceat(cells, np.arange(0, cells.shape[axis], block), axis=axis)
     padded = cells.reshape(len(images), -1).take(tables.padded, axis=1)
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
-    smooth = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    smooth: NDArray[np.int32] = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     return smooth.reshape(len(images), -1)

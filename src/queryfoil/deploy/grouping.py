@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -114,7 +115,7 @@ def read(folder: str | Path, since: datetime | None = None, step: Step = lambda 
             continue
         keys.add(key)
         if start is not None:
-            rows = rows.filter(pa.compute.greater_equal(rows["time"], pa.scalar(start, SCHEMA.field("time").type)))
+            rows = rows.filter(pc.greater_equal(rows["time"], pa.scalar(start, SCHEMA.field("time").type)))
         groups = groups or Groups(total)
         names = rows["client"].combine_chunks().dictionary_encode()
         places = [clients.setdefault(name, len(clients)) for name in names.dictionary.to_pylist()]

@@ -1,5 +1,6 @@
-"""A log of queries as Parquet files: who asked when, about which image or one like it, and what was shown. No images."""
+"""A log of queries as Parquet files: who asked when, about the same image or one like it, what was shown. No images."""
 
+import itertools
 import json
 import re
 import secrets
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from queryfoil import __version__, files
 from queryfoil.checks import require_positive, require_whole
 from queryfoil.deploy.drift import shown_margins
-from queryfoil.deploy.fingerprint import Fingerprint, levels
+from queryfoil.deploy.fingerprint import Fingerprint, Levels, levels
 
 SCHEMA = pa.schema(
     [
@@ -35,28 +36,39 @@ NAME = re.compile(r"queries-(\d{8}T\d{6}\.\d{6})-\w+\.parquet")
 TIME = "%Y%m%dT%H%M%S.%f"
 KEY = "key"  # file with the secret of the images' hashes
 STEP = 0.25  # width of a bucket of the shown margin, in units of logits
+BLOCK = 32  # images that are hashed at once: a quarter of the time
 HELD = 10  # times `rows` that are held while files cannot be written
 RETRY = 10.0  # seconds until it is tried again
+
+
+class _Answer(NamedTuple):
+    """What is logged of one answer, with images that are still to be hashed."""
+
+    time: int  # microseconds since 1970
+    client: str
+    top: NDArray[np.int64]
+    margin: NDArray[np.float64]
+    images: Levels
 
 
 class _Part(NamedTuple):
     """Rows of one answer."""
 
-    time: int  # microseconds since 1970
+    time: int
     client: str
-    image: list[int]
-    coarse: NDArray[np.uint32]  # (N, k)
     top: NDArray[np.int64]
     margin: NDArray[np.float64]
+    image: list[int]
+    coarse: NDArray[np.uint32]  # (N, k)
 
 
 class QueryLog:
     """Rows for each image asked about, buffered, in files `queries-TIME-RANDOM.parquet` of a folder.
 
-    Columns: time; client; image, a hash, the same for the same image; coarse, a signature of which near-duplicates share
-    most (see `fingerprint`); top, the class shown; margin, the lower end of its bucket of the shown margin, in steps of
-    0.25 logits. Hashes and signatures are made under the key that lies in the folder, and cannot be tested for a guess
-    without it. No image is held once `add` is over, and nothing of the scores but top and margin is kept.
+    Columns: time; client; image, a hash, the same for the same image; coarse, a signature, most of which near-duplicates share
+    (see `fingerprint`); top, the class shown; margin, the lower end of its bucket of the shown margin, in steps
+    of 0.25 logits. Hashes and signatures are made under the key that lies in the folder, without which no guess of an
+    image can be tested; and for a few images at once, which is why the last 32 are held in memory, as bytes.
 
     rows, seconds: when a file is written, at the next query; a process that is killed loses what is not. keep: files of
     the folder, of which the oldest go. Several threads and processes may write to one folder. ValueError for settings
@@ -79,6 +91,7 @@ class QueryLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._fingerprint = Fingerprint(_key(self.folder / KEY))
         self._lock = threading.Lock()
+        self._fresh: list[_Answer] = []
         self._parts: list[_Part] = []
         self._waiting, self._due = 0, time.monotonic() + seconds
         self._failure: OSError | None = None
@@ -91,21 +104,21 @@ class QueryLog:
         """
         if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) != len(images):
             raise ValueError(
-                f"expected scores (N, K) of each image, for K >= 2 classes, but got {scores.shape} for {len(images)} images"
+                f"expected scores (N, K) of each image, K >= 2, but got {scores.shape} for {len(images)} images"
             )
         if not len(images):
             return
         margins = np.floor(shown_margins(scores, output) / STEP) * STEP
         if not np.isfinite(margins).all():
             raise ValueError("expected finite scores of the two top classes, but got an infinite one or none")
-        x = levels(images)
-        hashes, coarse = self._fingerprint.hashes(x), self._fingerprint.coarse(x)
-        part = _Part(time.time_ns() // 1000, client, hashes, coarse, scores.argmax(1), margins)
+        answer = _Answer(time.time_ns() // 1000, client, scores.argmax(1), margins, levels(images))
         with self._lock:
             if self._failure is not None and self._waiting >= HELD * self.rows and time.monotonic() < self._due:
                 raise self._failure
-            self._parts.append(part)
-            self._waiting += len(x)
+            self._fresh.append(answer)
+            self._waiting += len(images)
+            if sum(len(one.images) for one in self._fresh) >= BLOCK:
+                self._hash()
             full = self._waiting >= self.rows and self._failure is None
             taken = self._take() if full or time.monotonic() >= self._due else []
         self._write(taken, failed=1)
@@ -120,7 +133,19 @@ class QueryLog:
         """Write what is held, at the end."""
         self.flush()
 
+    def _hash(self) -> None:
+        """Make parts of the answers that are not hashed yet, and let their images go."""
+        for _, same in itertools.groupby(self._fresh, lambda answer: answer.images.shape[1:]):
+            answers = list(same)
+            x = np.concatenate([answer.images for answer in answers])
+            hashes, coarse, end = self._fingerprint.hashes(x), self._fingerprint.coarse(x), 0
+            for answer in answers:
+                start, end = end, end + len(answer.images)
+                self._parts.append(_Part(*answer[:4], hashes[start:end], coarse[start:end]))
+        self._fresh = []
+
     def _take(self) -> list[_Part]:
+        self._hash()
         taken, self._parts, self._waiting = self._parts, [], 0
         self._due = time.monotonic() + self.seconds
         return taken

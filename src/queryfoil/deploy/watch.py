@@ -112,9 +112,7 @@ def watch(queries: Queries, rules: Rules | None = None, step: Step = lambda *_: 
     done = 0
     for name, rows in zip(queries.clients, _parts(queries.client), strict=True):
         client = Client(name, len(rows), len(np.unique(queries.image[rows])), int(fresh[rows].sum()))
-        sequences = [
-            sequence(queries, rows[part], chosen) for part in _parts(queries.group[rows]) if len(part) >= chosen.short
-        ]
+        sequences = [sequence(queries, rows[part], chosen) for part in _parts(queries.group[rows], chosen.short)]
         _judge(client, rows, sequences, chosen)
         for found in sequences:
             if found.level:
@@ -188,8 +186,8 @@ def _shared(
 
     A client whose own part is suspicious says nothing about the others, so these are judged without it.
     """
-    for rows in _parts(queries.group):
-        if len(rows) < rules.walk or (queries.client[rows] == queries.client[rows[0]]).all():
+    for rows in _parts(queries.group, rules.walk):
+        if (queries.client[rows] == queries.client[rows[0]]).all():
             continue
         pairs = np.unique(np.stack([queries.client[rows].astype(np.uint64), queries.image[rows]]), axis=1)
         numbers, counts = np.unique(pairs[0].astype(np.int32), return_counts=True)
@@ -210,10 +208,13 @@ def _shared(
             yield whole, whole, names, []
 
 
-def _parts(values: NDArray[np.int32]) -> list[Rows]:
-    """For each value, in rising order, where it stands."""
+def _parts(values: NDArray[np.int32], least: int = 1) -> list[Rows]:
+    """For each value that is there `least` times or more, in rising order, where it stands."""
     order = np.argsort(values, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
+    ends = np.append(np.flatnonzero(np.diff(values[order])) + 1, len(order))
+    starts = np.append(0, ends[:-1])
+    enough = ends - starts >= least
+    return [order[start:end] for start, end in zip(starts[enough], ends[enough], strict=True)]
 
 
 def _middle(margins: NDArray[np.float32]) -> NDArray[np.float32]:
