@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from queryfoil import __version__, files
 from queryfoil.checks import require_positive, require_whole
-from queryfoil.deploy.drift import shown_margins
 from queryfoil.deploy.fingerprint import Fingerprint, Levels, levels
+from queryfoil.deploy.margins import shown_margins
 
 SCHEMA = pa.schema(
     [
@@ -65,8 +65,8 @@ class _Part(NamedTuple):
 class QueryLog:
     """Rows for each image asked about, buffered, in files `queries-TIME-RANDOM.parquet` of a folder.
 
-    Columns: time; client; image, a hash, the same for the same image; coarse, a signature, most of which near-duplicates share
-    (see `fingerprint`); top, the class shown; margin, the lower end of its bucket of the shown margin, in steps
+    Columns: time; client; image, a hash, the same for the same image; coarse, a signature that near-duplicates mostly
+    share (see `fingerprint`); top, the class shown; margin, the lower end of its bucket of the shown margin, in steps
     of 0.25 logits. Hashes and signatures are made under the key that lies in the folder, without which no guess of an
     image can be tested; and for a few images at once, which is why the last 32 are held in memory, as bytes.
 
