@@ -63,7 +63,9 @@ class Sequence:
         """The evidence in a line."""
         signs = [] if self.fell is None else [f"the shown margin fell from {self.fell[0]:.3g} to {self.fell[1]:.3g}"]
         signs += [f"the top class changed {self.changes:,} times"] if self.flips else []
-        walked = " and ".join(signs) or ("no walk" if self.level == LOOK else "")
+        if self.level == LOOK:
+            signs.append("no walk, but it ends in another class" if self.turned else "no walk")
+        walked = " and ".join(signs)
         return f"{self.variants:,} variants of one image" + (f"; {walked}" if walked else "")
 
 

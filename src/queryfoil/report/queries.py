@@ -46,13 +46,14 @@ def html(found: Watched) -> str:
     """One page with everything inside: no script, no network. Names of clients are escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((resources("queryfoil.report") / "queries.html.j2").read_text(encoding="utf-8"))
+    shown = lines(found.clients[:SHOWN])
     suspects = [client for client in found.clients if client.level > CALM]
     drawn = [(client.name, client.level, client.largest) for client in suspects if client.largest][:DRAWN]
     return template.render(
         headline=headline(found),
         facts=_facts(found),
-        lines=lines(found)[:SHOWN],
-        suspects=len(suspects),
+        suspicious=[line for line in shown if line.level > CALM],
+        calm=[line for line in shown if line.level == CALM],
         left_out=max(len(found.clients) - SHOWN, 0),
         pictures=[(name, LEVELS[level], _picture(found.queries, sequence)) for name, level, sequence in drawn],
         undrawn=len(suspects) - len(drawn),
@@ -75,13 +76,13 @@ def headline(found: Watched) -> str:
     return f"{attackers:,} of {of} {looks} like an attack, {look:,} {are} to look at."
 
 
-def lines(found: Watched) -> list[Line]:
-    """The table: a line for each client, the most suspicious first."""
-    return [_line(client) for client in found.clients]
+def lines(clients: list[Client]) -> list[Line]:
+    """A line of the table for each client."""
+    return [_line(client) for client in clients]
 
 
 def _line(client: Client) -> Line:
-    since = f"; from its query {client.since:,} on" if client.since else ""
+    since = [f"From its query {client.since:,} on"] if client.since else []
     return Line(
         name=client.name,
         level=client.level,
@@ -90,7 +91,7 @@ def _line(client: Client) -> Line:
         images=f"{client.images:,}",
         near=f"{100 * client.near / client.images:.0f} %",
         largest=f"{client.largest.variants:,}" if client.largest else "–",
-        evidence="; ".join(client.evidence) + since if client.evidence else "",
+        evidence=". ".join(text[0].upper() + text[1:] for text in (*client.evidence, *since)),
     )
 
 

@@ -35,7 +35,7 @@ def report(folder: Path, out: Path | None, since: datetime | None) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("client", "queries", "variants", "verdict", "evidence"):
         table.add_column(heading, justify="right" if heading in ("queries", "variants") else "left", overflow="fold")
-    for line in queries.lines(found)[:PRINTED]:
+    for line in queries.lines(found.clients[:PRINTED]):
         verdict = f"[{STYLES[line.level]}]{line.verdict}[/]"
         table.add_row(escape(line.name), line.queries, line.largest, verdict, escape(line.evidence))
     console.print(table)
