@@ -58,11 +58,11 @@ def recorded(network: nn.Module, protected: nn.Module, clothes: Any, tmp_path_fa
     def attack(model: nn.Module, attack: str, number: int, *clients: str, eps: float = 8 / 255) -> None:
         i = int(right[number])
         x, y = clothes.images[i : i + 1], clothes.labels[i : i + 1]
-        qf.attack(Service(model, log, clients), x, y, attack, eps=eps, budget=160)
+        qf.attack(Service(model, log, clients), x, y, attack, eps=eps, budget=115 if len(clients) == 1 else 100)
 
-    attack(protected, "square", 3, "square")
-    attack(protected, "signhunter", 3, "signhunter")
-    attack(network, "signhunter", 1, SCRIPT, eps=4 / 255)
+    attack(protected, "square", 0, "square")
+    attack(protected, "signhunter", 1, "signhunter")
+    attack(network, "square", 2, SCRIPT, eps=4 / 255)
     attack(network, "square", 3, *(f"spread-{i}" for i in range(5)), eps=4 / 255)
     honest = Service(protected, log, ["visitor"])
     for start in range(100, 400, 20):
@@ -72,7 +72,7 @@ def recorded(network: nn.Module, protected: nn.Module, clothes: Any, tmp_path_fa
         again(clothes.images[400:405])
     camera, rng = Service(protected, log, ["camera"]), np.random.default_rng(0)
     scene = clothes.images[500:501].numpy()
-    for _ in range(120):
+    for _ in range(105):
         noise = np.rint(rng.normal(0, 2, scene.shape)) / 255
         camera(torch.from_numpy(np.clip(scene + noise, 0, 1).astype(np.float32)))
     log.close()
@@ -106,7 +106,7 @@ def test_an_attack_that_is_spread_over_clients_is_found(recorded: Path, judged: 
     spread = [judged[f"spread-{i}"] for i in range(5)]
     assert all(client.level >= LOOK for client in spread)
     assert all("together with 4 other clients" in client.evidence[-1] for client in spread)
-    assert all(client.queries < 40 for client in spread)
+    assert all(client.queries == 20 for client in spread)
     (found,) = (names for _, names in watch(read(recorded)).shared)
     assert sorted(found) == [f"spread-{i}" for i in range(5)]
 
@@ -137,7 +137,7 @@ def test_a_sequence_is_a_walk_when_its_margin_falls_or_its_class_keeps_changing(
     assert level([8.0] * 20 + [3.5] * 9, same[:29]) == (CALM, 0)
     assert level([8.0, 1.0] * 50, same[:100]) == (ATTACK, 29)  # mostly low: the lower of two middles
     assert level([8.0, 8.0, 1.0] * 30, same[:90]) == (CALM, 0)  # one query in three is no walk
-    assert level([2.0] * 40, [*[0] * 28, 1, 0, 1, *[0] * 9]) == (ATTACK, 30)
+    assert level([2.0] * 40, [*[0] * 28, 1, 0, 1, *[0] * 9]) == (ATTACK, 31)  # the fourth change
     assert level([2.0] * 40, [0, 1, *[0] * 38]) == (CALM, 0)
     assert level([8.0] * 200, same, [0] * 200) == (CALM, 0)  # one image, again and again
 

@@ -139,13 +139,13 @@ def _walk(queries: Queries, sequence: Sequence, figure: Figure) -> None:
     """The shown margin query by query, and where the top class was another than at first."""
     margin, top = queries.margin[sequence.rows], queries.top[sequence.rows]
     axes: Any = figure.subplots()
-    numbers = np.arange(1, len(margin) + 1)
+    numbers, high = np.arange(1, len(margin) + 1), max(1.0, float(margin.max()))
     kinds = (("top class as at first", top == top[0], COLOURS[1]), ("another", top != top[0], COLOURS[2]))
     for label, where, colour in kinds:
         if where.any():
             some = _some(margin[where])
             axes.plot(numbers[where][some], margin[where][some], "o", ms=2.2, mew=0, color=colour, label=label)
-    axes.set(xlabel="query of the sequence", ylabel="shown margin", ylim=(-0.05 * max(1, margin.max()), None))
+    axes.set(xlabel="query of the sequence", ylabel="shown margin", ylim=(-0.05 * high, 1.08 * high))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, handletextpad=0.2, markerscale=2)
 
 
