@@ -46,7 +46,7 @@ def test_near_duplicates_share_a_signature_and_no_image_is_left_behind(tmp_path:
     log.close()
     first, near, other = (set(row) for row in read(tmp_path).column("coarse").to_pylist()[:3])
     assert len(first & near) >= len(first) / 2
-    assert not first & other
+    assert len(first & other) < len(first) / 4
 
 
 def test_hashes_are_those_of_the_folder_alone(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_page_and_the_table_say_who_and_why(recorded: Path, tmp_path: Path) 
     assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
-    for text in ("together with 4 other clients", "to look at", "A fixed camera", "30 variants of one image or more"):
+    for text in ("Together with 4 other clients", "to look at", "A fixed camera", "30 variants of one image or more"):
         assert text in html
     assert not list(recorded.glob("*.html"))
     assert call("--log", recorded).exit_code == 0
