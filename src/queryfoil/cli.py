@@ -1,6 +1,7 @@
 """The command line: a mirror of the library, one short function a command."""
 
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.zoo import card
 from queryfoil.protect import about
 from queryfoil.protect import fit as fit_logits
-from queryfoil.report import cells, page
+from queryfoil.report import cells, page, queries_command
 from queryfoil.report import reproduction as account
 from queryfoil.terminal import Display, console, errors, finished, plainly, results
 from queryfoil.train import loop, recipe
@@ -163,9 +164,28 @@ app.command("audit")(audit_command.command)
 @app.command("report")
 @plainly
 def report_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `queryfoil bench` has finished.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder that `queryfoil bench` has finished.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of `queryfoil serve --query-log` instead.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --log: the page to write; report.html in the folder if left out.")
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="With --log: leave out what is older; in UTC.")] = None,
 ) -> None:
-    """Make the report of a finished folder again, from what is stored there, and print its table."""
+    """Make the report of a finished folder again, from what is stored there, and print its table.
+
+    With --log, that of a query log: which clients look like attackers, and why. docs/watch.md has more.
+    """
+    if (folder is None) == (log is None):
+        raise ValueError("expected a folder of `queryfoil bench`, or --log and that of a query log; pass one of them")
+    if log is not None:
+        queries_command.report(log, out, since)
+        return
+    if folder is None or out is not None or since is not None:
+        raise ValueError("--out and --since are for --log alone; the report of a folder is written there")
     rows = page.write(folder)
     results(rows, cells.subject(rows))
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
