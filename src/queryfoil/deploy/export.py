@@ -1,4 +1,4 @@
-"""One file with a model and its protection, for a server without this library: ONNX, or torch.export's pt2."""
+"""One file with a model and its protection, for a server without this library: ONNX, torch.export's pt2, or NumPy."""
 
 import io
 import json
@@ -18,6 +18,7 @@ from queryfoil import __version__, files, provenance
 from queryfoil.checks import lookup
 from queryfoil.defenses.calibration import Fit, check_held_out
 from queryfoil.defenses.terrace_fit import TerraceFit
+from queryfoil.deploy import as_numpy
 from queryfoil.deploy.graph import Protected, Protection, off_borders
 from queryfoil.models.victim import Victim
 
@@ -62,20 +63,25 @@ def export(
 
     network: as `models.victim.victim` gives it, for images (N, *shape); None writes the protection alone, from scores
     (N, K) of the kind `given`. found: what `qf.fit` found; None leaves the scores as they are. to: "onnx", whose input
-    is `images` and whose output `scores` (`scores` and `shown` for the protection alone), or "pt2". softmax: show
-    probabilities. held_out: the logits and labels that were fitted on, whose hash and shown margins are written beside
-    the parameters.
+    is `images` and whose output `scores` (`scores` and `shown` for the protection alone), "pt2", or, for the protection
+    alone, "numpy", a Python file with a function `protect`. softmax: show probabilities. held_out: the logits and
+    labels that were fitted on, whose hash and shown margins are written beside the parameters.
 
     ValueError where something is missing, cannot be exported, or where the file gives another label, or a margin that
     differs by more than 1e-3; then there is no file.
     """
     path = Path(path)
-    write = lookup({"onnx": _onnx, "pt2": _pt2}, to, "format")
+    write = lookup({"onnx": _onnx, "pt2": _pt2, "numpy": _numpy}, to, "format")
     kind = given if network is None else network.output
     if network is not None and not network.deterministic:
         raise ValueError(
             "expected a network that gives the same image the same scores, but this one draws at random, which a graph "
             "would freeze or lose; export another, or the protection alone"
+        )
+    if to == "numpy" and network is not None:
+        raise ValueError(
+            "a NumPy file holds the protection alone, not the network; write it by `queryfoil export scores OUT.py "
+            "--fit FIT --to numpy`, or the network too with --to onnx"
         )
     protection = Protection(found, kind, "probs" if softmax else kind).eval()
     module: nn.Module = protection if network is None else Protected(network, protection).eval()
@@ -262,3 +268,9 @@ def _pt2(module: nn.Module, name: str, example: Tensor, about: str, path: Path) 
     path.write_bytes(content.getvalue())
     loaded: Callable[[Tensor], Tensor] = torch.export.load(io.BytesIO(content.getvalue())).module()
     return loaded
+
+
+def _numpy(module: nn.Module, name: str, example: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
+    if not isinstance(module, Protection):
+        raise TypeError(f"expected a protection, but got {type(module).__name__}")
+    return as_numpy.write(module, about, path)

@@ -29,7 +29,9 @@ def command(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
     fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote for this model.")] = None,
-    to: Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help="onnx, pt2 (torch.export), or numpy: the protection alone as a Python file.")
+    ] = "onnx",
     shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="Of an image; known for shipped models.")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Show probabilities, whatever the model gives.")] = False,
     held_out: Annotated[

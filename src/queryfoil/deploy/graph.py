@@ -30,7 +30,7 @@ class Protection(nn.Module):
 
     def __init__(self, found: Fit | TerraceFit | None, given: str = "logits", shown: str | None = None) -> None:
         super().__init__()
-        self.given, self.shown = given, shown or given
+        self.given, self.shown, self.found = given, shown or given, found
         for kind in (self.given, self.shown):
             lookup(OUTPUTS, kind, "kind of scores")
         if isinstance(found, Fit) and found.solver != "exact":
