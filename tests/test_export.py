@@ -159,7 +159,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         Protection(adam)
     for given, message in (
         ({"shape": None}, "expected the shape of an image"),
-        ({"to": "tflite"}, "unknown format 'tflite': expected one of onnx, pt2"),
+        ({"to": "tflite"}, "unknown format 'tflite': expected one of numpy, onnx, pt2"),
         ({"held_out": (z[:500], y[:500])}, "expected the 1000 held-out rows of 5 classes"),
     ):
         with pytest.raises(ValueError, match=message):
