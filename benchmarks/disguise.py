@@ -47,7 +47,7 @@ def session(classes: int) -> Any:
 
 def forward(network: Callable[[Tensor], Tensor], images: Tensor) -> None:
     """Answers of a network in parts of 128 images."""
-    for part in images.split(128):
+    for part in torch.split(images, 128):
         network(part)
 
 

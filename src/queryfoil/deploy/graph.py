@@ -11,7 +11,7 @@ from queryfoil.defenses.scores import single
 from queryfoil.defenses.terrace_fit import TerraceFit
 from queryfoil.defenses.terraces import Terraces
 from queryfoil.deploy.exact import Exact
-from queryfoil.models.victim import OUTPUTS
+from queryfoil.models.victim import OUTPUTS, Input
 from queryfoil.oracle import SMALLEST, from_log_scores
 
 
@@ -74,6 +74,18 @@ class Protected(nn.Module):
         """Shown scores (N, K)."""
         shown: Tensor = self.protection(self.network(images)).float()
         return shown
+
+
+class Wanted(nn.Module):
+    """What a network wants done to images (N, C, H, W), as a module."""
+
+    def __init__(self, input: Input) -> None:
+        super().__init__()
+        self.input = input
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the network wants them."""
+        return self.input(images)
 
 
 def off_borders(z: Tensor, found: Fit | TerraceFit | None, near: float = 1e-4) -> Tensor:
