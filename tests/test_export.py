@@ -1,6 +1,7 @@
 """One file with a model and its protection: what it answers, what it says of itself, and what is refused."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,23 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     np.testing.assert_allclose(about["shown_margins"]["margins"][10], (top[:, 0] - top[:, 1]).median(), atol=0.02)
 
 
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_the_file_has_no_paths_of_the_machine_that_wrote_it(tmp_path: Path, to: str) -> None:
+    path = export(network(), terrace_fit.fit(*drawn(), allowed=0.1), tmp_path / "m", to=to, shape=(1, 3, 4)).path
+    parts = [path.read_bytes()]
+    if to == "pt2":
+        with zipfile.ZipFile(path) as archive:
+            parts = [archive.read(name) for name in archive.namelist()]
+    assert not any(b".py" in part or str(Path.home()).encode() in part for part in parts)
+
+
+def test_what_is_no_probability_is_shown_as_nothing() -> None:
+    shown = Protection(terrace_fit.fit(*drawn(), allowed=0.1), "probs")(
+        torch.tensor([[0.6, 0.4, 0.0, 0.0, 0.0], [-0.1, 1.1, 0.0, 0.0, 0.0]])
+    )
+    assert shown.isnan().all(1).tolist() == [False, True]
+
+
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = terrace_fit.fit(*drawn(), allowed=0.1)
     whole = exporting._onnx
@@ -146,6 +164,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             export(network(), found, tmp_path / "model.onnx", **{"shape": (1, 3, 4), **given})
+    drawing = network()
+    drawing.deterministic = False
+    with pytest.raises(ValueError, match="draws at random"):
+        export(drawing, found, tmp_path / "model.onnx", shape=(1, 3, 4))
     with pytest.raises(ValueError, match="expected scores of 5 classes, as the protection was fitted to, but got 4"):
         export(network(classes=4), found, tmp_path / "model.onnx", shape=(1, 3, 4))
     assert list(tmp_path.iterdir()) == []

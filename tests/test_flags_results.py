@@ -38,6 +38,8 @@ def test_scores_no_better_than_labels() -> None:
     assert results.scores_useless([record(50), blind(49)]).raised  # less a point
     assert results.scores_useless([record(50), blind(48)]).status == "clear"
     assert results.scores_useless([record(50), record(60, accept="op"), blind(50)]).status == "clear"  # the best counts
+    assert results.scores_useless([record(4), blind(4)]).status == "not judged"  # neither fools 5 %
+    assert results.scores_useless([record(5), blind(5)]).raised
     assert results.scores_useless([record(50)]).status == "not judged"
     assert results.scores_useless([blind(50)]).status == "not judged"
 
@@ -170,6 +172,8 @@ def test_invalid_images() -> None:
 
 
 def test_attack_sanity() -> None:
+    wrong = [record([1] * N), record([1] * N, defense="")]
+    assert results.attack_sanity(wrong[:1], wrong[1:]).status == "not judged"  # no image is right at first
     assert results.attack_sanity([record(10)], [record(70, defense="")]).raised
     assert results.attack_sanity([record(10)], [record(97, defense="")]).status == "clear"
     assert results.attack_sanity([record(10)], [record(86, defense="")]).status == "clear"  # 90 % may be

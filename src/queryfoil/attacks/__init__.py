@@ -111,6 +111,8 @@ def build(
             extra = {"accept": part}
     elif accept != "greedy":
         raise ValueError(f"{name} has no acceptance rule, so accept={accept!r} would have no effect; leave it out")
+    if kind.loss is not None and kind.rowwise:
+        known += ["reading", "neighbours", "radius", "repeats"]
     for given in hyper:
         if given not in known:
             raise ValueError(f"{name} does not take these hyper-parameters: {given}; it takes {', '.join(known)}")

@@ -72,6 +72,11 @@ def export(
     path = Path(path)
     write = lookup({"onnx": _onnx, "pt2": _pt2}, to, "format")
     kind = given if network is None else network.output
+    if network is not None and not network.deterministic:
+        raise ValueError(
+            "expected a network that gives the same image the same scores, but this one draws at random, which a graph "
+            "would freeze or lose; export another, or the protection alone"
+        )
     protection = Protection(found, kind, "probs" if softmax else kind).eval()
     module: nn.Module = protection if network is None else Protected(network, protection).eval()
     if held_out is not None:
@@ -249,6 +254,8 @@ def _nodes(graph: Any) -> Iterator[Any]:
 def _pt2(module: nn.Module, name: str, example: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
     content = io.BytesIO()
     program = _program(module, example)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # source lines and paths of this machine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about weights that share memory
         torch.export.save(program, content, extra_files={f"{METADATA}.json": about})

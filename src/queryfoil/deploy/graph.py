@@ -19,8 +19,8 @@ class Protection(nn.Module):
     """Scores (N, K) in, shown scores (N, K) out, in single precision, as `qf.protect` shows them.
 
     found: what `qf.fit` found; None shows the scores as they are. given, shown: kinds of scores, "logits", "log_probs"
-    or "probs". A row that is not finite is shown as NaN, where `qf.protect` may raise. ValueError for AAA's solver
-    "adam": its steps are a loop whose gradients no exported graph has.
+    or "probs". A row that is not finite, or has a probability outside [0, 1], is shown as NaN, where `qf.protect` may
+    raise. ValueError for AAA's solver "adam": its steps are a loop whose gradients no exported graph has.
 
     >>> found = Fit("linear", 2.0, 1.0, 5.0, 1.0, "exact", 100, 0.1, 3, 100, 1.0, 0.1, 0.1, 0.1)
     >>> z = torch.tensor([[4.0, 0.0, -3.0], [torch.nan, 0.0, 1.0]])
@@ -62,9 +62,10 @@ class Protection(nn.Module):
         return from_log_scores(shown, self.shown)
 
     def _log_scores(self, scores: Tensor) -> Tensor:
-        """As `oracle.as_log_scores`, but without its check of probabilities, which would depend on values."""
+        """As `oracle.as_log_scores`, but NaN for what is no probability, as an error would depend on values."""
         if self.given == "probs":
-            return scores.clamp_min(SMALLEST).log()
+            right = (scores >= 0) & (scores <= 1 + 1e-3)
+            return scores.clamp_min(SMALLEST).log().where(right, torch.nan)
         return torch.where(scores == -torch.inf, math.log(SMALLEST), scores) if self.given == "log_probs" else scores
 
 

@@ -59,6 +59,8 @@ def scores_useless(mine: Sequence[Record]) -> Flag:
         q = _unsaturated(group, ids, budget)
         by_label, by_score = _best(blind, ids, q), _best(seeing, ids, q)
         a, b = (success(r.at(ids), q) for r in (by_label, by_score))
+        if not max(a, b) >= SATURATED:
+            continue  # next to nothing was fooled in either way
         measured = (
             f"after {q} queries, {by_label.label} fools {percent(a)} by labels alone, the best attack that sees scores "
             f"({by_score.label}) {percent(b)} ({about(group[0])}, n = {len(ids)}). Raised from the same less a point"
@@ -232,7 +234,9 @@ def attack_sanity(mine: Sequence[Record], plain: Sequence[Record]) -> Flag:
         here, there = max(pairs, key=lambda pair: success(pair[1].at(ids), budget))
         a, b = success(there.at(ids), budget), success(here.at(ids), budget)
         right = int((there.at(ids) > 1).sum())
-        weak = right > 0 and metrics.wilson(round(a * right), right).high < WEAK
+        if not right:
+            continue
+        weak = metrics.wilson(round(a * right), right).high < WEAK
         measured = (
             f"{here.label} fools {percent(a)} without the defense within {budget} queries, {percent(b)} with it "
             f"({about(here)}, n = {len(ids)}). Raised where the 95 % interval ends below {percent(WEAK)}"

@@ -110,7 +110,7 @@ def _attackers(plan: Plan, layout: Layout) -> str:
     texts = ["; ".join(common)]
     for column, found in names.items():
         if further := [name for name in found if name not in common]:
-            texts.append(f"on {column} also {'; '.join(further)}")
+            texts.append(f"On {column} also {'; '.join(further)}")
     return f"The attacks: {'. '.join(texts)}."
 
 
