@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from queryfoil import measuring, table
-from queryfoil.attacks import settings
 from queryfoil.chunks import CHUNK, Chunks, Outcome, Progress, space
 from queryfoil.cluster import Ray
 from queryfoil.plan import Plan
@@ -52,14 +50,14 @@ def bench(
         else:
             from queryfoil.cluster import driver  # which needs Ray
 
-            driver.run(engine, prepared, stores, folder, chunks, describe)
+            driver.run(engine, prepared, stores, folder, chunks)
     return chunks.outcome
 
 
 def _one_by_one(prepared: Sequence[Prepared], stores: Sequence[CellStore], folder: Store, chunks: Chunks) -> None:
     """All the work in this process."""
     for number, (p, s) in enumerate(zip(prepared, stores, strict=True)):
-        s.write_json(describe(p))
+        s.write_json(measuring.describe(p))
         if not chunks.attack(number, p):
             break
         for name, model in ((p.shown, p.model), (p.undefended, p.network)):
@@ -69,16 +67,3 @@ def _one_by_one(prepared: Sequence[Prepared], stores: Sequence[CellStore], folde
         if positions := measuring.to_trace(p, s):
             job = replace(p, task=p.task.rows(torch.tensor(positions, device=p.task.ids.device)))
             s.write(table.trace_file(p.cell.n), measuring.trace(job, p.network, bool(p.cell.defenses)))
-
-
-def describe(p: Prepared) -> dict[str, Any]:
-    """What cell.json says of a cell."""
-    return {
-        "cell": p.key,
-        "settings": p.cell.settings(),
-        "fitted": p.fitted,
-        "hyper": settings(p.attack),
-        "deterministic": bool(getattr(p.model, "deterministic", True)),
-        "model": p.network.identity,
-        "code": p.code,
-    }

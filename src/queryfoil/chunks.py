@@ -131,9 +131,7 @@ class Chunks:
         return progress
 
 
-def attacked(
-    job: Job, keep_images: bool, progress: Callable[[int, int], None] | None = None
-) -> tuple[pa.Table, float]:
+def attacked(job: Job, keep_images: bool, progress: Callable[[int, int], None] | None = None) -> tuple[pa.Table, float]:
     """Attack all images of a job: their table, and the seconds that it took; `progress` is as `run` takes it."""
     micro_batch = 256 if job.task.images[0].numel() <= SMALL else 128
     result = run(job.attack, job.model, job.task, job.budget, micro_batch, progress)

@@ -1,6 +1,7 @@
-"""What a plan records beside its attacks: scores of unseen images, and losses along an attack. Nothing is written."""
+"""What a plan records beside its attacks: settings, scores of unseen images, losses along an attack. Writes nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,19 @@ def trace(job: Job, network: Model, defended: bool) -> pa.Table:
             columns = [[path] * len(x), ids.cpu().numpy(), queries.cpu().numpy(), true, shown]
             parts.append(pa.table(columns, schema=table.TRACE))
     return pa.concat_tables(parts)
+
+
+def describe(p: Prepared) -> dict[str, Any]:
+    """What cell.json says of a cell."""
+    return {
+        "cell": p.key,
+        "settings": p.cell.settings(),
+        "fitted": p.fitted,
+        "hyper": settings(p.attack),
+        "deterministic": bool(getattr(p.model, "deterministic", True)),
+        "model": p.network.identity,
+        "code": p.code,
+    }
 
 
 def _images_sent(job: Job, model: Model, task: Task) -> Tensor:

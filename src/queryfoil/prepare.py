@@ -75,9 +75,7 @@ class Supplies:
     `computed_on` is the kind of device that results will be computed on, where that is another one than `device`.
     """
 
-    def __init__(
-        self, sources: Mapping[str, str | Path | None], device: str, computed_on: str | None = None
-    ) -> None:
+    def __init__(self, sources: Mapping[str, str | Path | None], device: str, computed_on: str | None = None) -> None:
         self.sources, self.device, self.computed_on = sources, device, computed_on or device
         self.source = functools.cache(self._source)
         self._networks: dict[str, Victim] = {}

@@ -134,9 +134,7 @@ class CellStore:
         self.folder, self.key = folder, key
         self.damaged: list[Path] = []
 
-    def write(
-        self, name: str, rows: pa.Table, seconds: float = 0.0, versions: dict[str, str] | None = None
-    ) -> None:
+    def write(self, name: str, rows: pa.Table, seconds: float = 0.0, versions: dict[str, str] | None = None) -> None:
         """Write a table atomically; `seconds` is the time that it took to compute, `versions` of what, if not here."""
         computed_by = json.dumps(versions or provenance.versions())
         meta = {"cell": self.key, "seconds": f"{seconds:.3f}", "versions": computed_by}

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def board() -> type[Any]:
-    """The class of an actor. A local class goes to its process as code, so that this loads neither library nor torch."""
+    """The class of an actor. A local class goes there as code, so that its process loads neither library nor torch."""
 
     class Board:
         def __init__(self) -> None:

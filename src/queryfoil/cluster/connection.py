@@ -19,28 +19,31 @@ ENVIRONMENT = {
 SHORT = Path("/tmp")  # paths of sockets must be
 
 
-class ClusterError(RuntimeError):
-    """The cluster cannot go on."""
-
-
 @contextmanager
 def connected(engine: Ray) -> Iterator[Any]:
     """The module `ray`, connected as the engine asks, and quiet; a cluster of our own is stopped at the end.
 
     Where the program has a connection already, it is used, and left open. ValueError without Ray, or without a cluster
-    that can do such tasks.
+    that has room for a task.
     """
     try:
         import ray
     except ModuleNotFoundError:
         raise ValueError("the engine ray needs Ray: pip install 'queryfoil[bench,ray]'") from None
+    with _connection(ray, engine):
+        _check_size(ray, engine)
+        yield ray
+
+
+@contextmanager
+def _connection(ray: Any, engine: Ray) -> Iterator[None]:
     if ray.is_initialized():
         if engine.address is not None:
             raise ValueError(
-                f"this program has a connection to Ray already, so the address {engine.address!r} would have no effect; "
-                "leave it out"
+                f"this program has a connection to Ray already, so the address {engine.address!r} would have no "
+                "effect; leave it out"
             )
-        yield ray
+        yield
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     with _environment(ENVIRONMENT), _signals():
@@ -51,7 +54,7 @@ def connected(engine: Ray) -> Iterator[Any]:
                 reason = str(error).strip().splitlines()[0]
                 raise ValueError(f"expected a Ray cluster at {engine.address}, but {reason}") from error
             try:
-                yield ray
+                yield
             finally:
                 ray.shutdown()
             return
@@ -59,8 +62,7 @@ def connected(engine: Ray) -> Iterator[Any]:
         try:
             with _loopback():
                 ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
-            _check_size(ray, engine)
-            yield ray
+            yield
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)  # logs
@@ -72,19 +74,20 @@ def slots(ray: Any, engine: Ray) -> int:
 
 
 def _fit(resources: dict[str, float], engine: Ray) -> int:
-    fit = int(resources.get("CPU", 0) // engine.cpus_per_task)
+    fit = int(resources.get("CPU", 0))
     if not engine.gpus_per_task:
         return fit
     return min(fit, int(resources.get("GPU", 0)) * int(1 / engine.gpus_per_task))
 
 
 def _check_size(ray: Any, engine: Ray) -> None:
-    """ValueError if not a single task fits on this machine."""
+    """ValueError if not a single task fits."""
     if not slots(ray, engine):
         there = ray.cluster_resources()
         raise ValueError(
-            f"expected room for a task with {engine.cpus_per_task} CPUs and {engine.gpus_per_task:g} GPUs, but this "
-            f"machine has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs; ask for fewer a task"
+            f"expected a cluster with a node that has a CPU and {engine.gpus_per_task:g} GPUs for a task, but got one "
+            f"with {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs in all; add such a node, or leave "
+            "gpus_per_task (--gpus-per-task) out"
         )
 
 

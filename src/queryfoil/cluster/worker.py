@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,6 @@ from queryfoil import measuring, provenance
 from queryfoil.chunks import Job, attacked
 from queryfoil.cluster.packed import Packed
 from queryfoil.data import Images
-from queryfoil.defenses import DEFENSES
 from queryfoil.models.victim import Input, Victim, victim
 from queryfoil.oracle import Model
 from queryfoil.plan import Cell
@@ -32,20 +31,18 @@ SAME_FILES = "put the same files and modules on every node, at the same paths (f
 
 @dataclass(frozen=True)
 class Spec:
-    """All that decides a cell but its images, as data: a worker makes the model itself, and compares what it has made."""
+    """All that decides a cell but its images, as data: a worker makes the model itself, and compares what it made."""
 
     key: str
     label: str = field(compare=False)
     cell: Cell = field(compare=False)
     attack: Attack[Any] = field(compare=False)
-    defenses: Mapping[str, Any] = field(compare=False)  # their classes, which need not be the library's own
     fits: tuple[Any, ...] = field(compare=False)  # what the driver has found: no worker fits anything
     images_hash: str = field(compare=False)
     identity: dict[str, str] = field(compare=False)  # of the network
     code: dict[str, str] = field(compare=False)
     library: dict[str, str] = field(compare=False)
     computes_on: str = field(compare=False)
-    threads: int = field(compare=False)
     folder: Path = field(compare=False)  # in which the driver runs: paths and modules are looked for from there
 
 
@@ -111,7 +108,7 @@ def do(spec: Spec, order: Order, piece: int, board: Any) -> Done:
     check_library(spec)
     found = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     device = device_of(spec.computes_on, found, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    torch.set_num_threads(spec.threads)
+    torch.set_num_threads(1)  # as many tasks run as there are CPUs
     rows, seconds = order(spec, make(spec, device), _to_board(board, piece))
     return Done(rows, seconds, provenance.versions())
 
@@ -129,10 +126,12 @@ def library() -> dict[str, str]:
 def check_library(spec: Spec) -> None:
     """ValueError unless this node's library is the driver's."""
     here = library()
-    if differ := [f"{name} {theirs}, not {here[name]}" for name, theirs in spec.library.items() if here[name] != theirs]:
+    if differ := [
+        f"{name} {theirs}, not {here[name]}" for name, theirs in spec.library.items() if here[name] != theirs
+    ]:
         raise ValueError(
-            f"expected the driver's code on node {socket.gethostname()}: {'; '.join(differ)}; install the same queryfoil "
-            "and torch on every node, as results of different code are never mixed"
+            f"expected the driver's code on node {socket.gethostname()}: {'; '.join(differ)}; install the same "
+            "queryfoil and torch on every node, as results of different code are never mixed"
         )
 
 
@@ -161,7 +160,6 @@ def make(spec: Spec, device: str) -> Made:
             f"Ray has assigned a GPU ({device}) on node {socket.gethostname()}, but torch sees none there; install a "
             "build of torch for it"
         )
-    DEFENSES.update(spec.defenses)
     identity = json.dumps(spec.identity, sort_keys=True)
     network = _network(spec.cell.model, spec.cell.output, spec.cell.input, spec.folder, device, identity)
     fits = iter([fit for fit in spec.fits if fit is not None])

@@ -1,0 +1,95 @@
+"""The tasks that are on a cluster: started, watched, and cancelled in the end."""
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from queryfoil.cluster import ClusterError, Ray, worker
+from queryfoil.cluster.board import board
+from queryfoil.cluster.connection import slots
+
+RETRIES = 3  # of a task whose worker or node dies
+LOOK = 0.5  # seconds between two looks at progress
+COUNT = 5.0  # seconds between two looks at the size of the cluster
+NOSET = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}  # see `worker.device_of`
+
+Thing = TypeVar("Thing")
+
+
+class Pool(Generic[Thing]):
+    """As many tasks as fit on the cluster at once, and one that waits: by it, a cluster that can grow knows to.
+
+    `specs` are of the cells that tasks are about. `running` holds, by Ray's reference to its result, what was started.
+    """
+
+    def __init__(self, ray: Any, engine: Ray, specs: Sequence[worker.Spec]) -> None:
+        self.ray, self.engine, self.specs = ray, engine, specs
+        self.running: dict[Any, Thing] = {}
+        self._numbers: dict[Any, int] = {}  # by which the board knows a task
+        self._shipped: dict[int, Any] = {}
+        self._started, self._counted, self._slots = 0, 0.0, 0
+        settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": engine.gpus_per_task, "max_retries": RETRIES}
+        if engine.gpus_per_task:  # a process keeps the models it has made for further tasks, whichever GPU these get
+            settings |= {"max_calls": 0, "runtime_env": {"env_vars": NOSET}}
+        self._do = ray.remote(**settings)(worker.do)
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(board()).remote()
+        self._noted: dict[int, tuple[int, int]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for reference in self.running:
+            self.ray.cancel(reference, force=True)
+        self.ray.kill(self._board)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether to start another task."""
+        if time.monotonic() - self._counted > COUNT:
+            self._slots, self._counted = slots(self.ray, self.engine), time.monotonic()
+        return len(self.running) < self._slots + 1
+
+    def start(self, cell: int, order: worker.Order, thing: Thing) -> None:
+        """Start a task for the cell with this number; `thing` comes back with its result."""
+        if cell not in self._shipped:
+            self._shipped[cell] = self.ray.put(self.specs[cell])
+        reference = self._do.remote(self._shipped[cell], order, self._started, self._board)
+        self.running[reference], self._numbers[reference] = thing, self._started
+        self._started += 1
+
+    def finished(self) -> Iterator[tuple[Thing, worker.Done]]:
+        """What has finished, after at most `LOOK` seconds; ClusterError, or what a task has raised."""
+        self.ray.wait(list(self.running), timeout=LOOK)  # until one of them has
+        ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        for reference in ready:
+            del self._numbers[reference]
+            yield self.running.pop(reference), self._result(reference)
+
+    def noted(self) -> list[tuple[int, int]]:
+        """Of each task at hand that has told something: queries spent, and queries spent or never needed."""
+        errors = self.ray.exceptions
+        try:
+            noted = self._board.read.remote(list(self._numbers.values()))
+            self._noted = self.ray.get(noted, timeout=LOOK)
+        except (errors.RayActorError, errors.GetTimeoutError):  # the board comes back; until then, what is known
+            self._noted = {number: self._noted[number] for number in self._numbers.values() if number in self._noted}
+        return list(self._noted.values())
+
+    def _result(self, reference: Any) -> worker.Done:
+        errors = self.ray.exceptions
+        try:
+            done: worker.Done = self.ray.get(reference)
+            return done
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, errors.RayError) or not isinstance(error.cause, Exception):
+                raise ClusterError(f"a task could not start: {error}") from error
+            raise error.cause from error
+        except errors.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ClusterError(
+                f"a task was lost {RETRIES + 1} times, as its process or node died (memory?): {reason}"
+            ) from error
