@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,20 +12,11 @@ from queryfoil.chunks import Chunks, Progress
 from queryfoil.cluster import Ray, worker
 from queryfoil.cluster.connection import connected
 from queryfoil.cluster.packed import pack
-from queryfoil.cluster.pool import Pool
+from queryfoil.cluster.pool import Piece, Pool
 from queryfoil.prepare import Prepared
 from queryfoil.store import CellStore, Store
 
 SCORED = 1024  # images that a task asks about: whole micro-batches, so that each image has the neighbours it would have
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A task: what is asked of a worker for a cell of the plan, and what becomes of the result."""
-
-    cell: int
-    order: worker.Order
-    keep: Callable[[worker.Done], None]
 
 
 def run(engine: Ray, prepared: Sequence[Prepared], stores: Sequence[CellStore], folder: Store, chunks: Chunks) -> None:
@@ -41,7 +31,7 @@ def run(engine: Ray, prepared: Sequence[Prepared], stores: Sequence[CellStore], 
     with connected(engine) as ray, Pool(ray, engine, specs) as pool:
         while True:
             while pool.has_room and (piece := work.next()) is not None:
-                pool.start(piece.cell, piece.order, piece)
+                pool.start(piece)
             if not pool.running:
                 return
             for piece, done in pool.finished():
@@ -49,7 +39,7 @@ def run(engine: Ray, prepared: Sequence[Prepared], stores: Sequence[CellStore], 
             _report(pool, prepared, chunks)
 
 
-def _report(pool: Pool[Piece], prepared: Sequence[Prepared], chunks: Chunks) -> None:
+def _report(pool: Pool, prepared: Sequence[Prepared], chunks: Chunks) -> None:
     """Tell how far all is, by what the workers have noted of the chunks at hand; the name is of the first of these."""
     spent, settled = (sum(column) for column in zip((0, 0), *pool.noted(), strict=True))
     attacked = [piece.cell for piece in pool.running.values() if isinstance(piece.order, worker.AttackImages)]

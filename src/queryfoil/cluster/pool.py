@@ -1,9 +1,10 @@
 """The tasks that are on a cluster: started, watched, and cancelled in the end."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 from queryfoil.cluster import ClusterError, Ray, worker
 from queryfoil.cluster.board import board
@@ -14,10 +15,17 @@ LOOK = 0.5  # seconds between two looks at progress
 COUNT = 5.0  # seconds between two looks at the size of the cluster
 NOSET = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}  # see `worker.device_of`
 
-Thing = TypeVar("Thing")
+
+@dataclass(frozen=True)
+class Piece:
+    """A task: what is asked of a worker for a cell of the plan, and what becomes of the result."""
+
+    cell: int
+    order: worker.Order
+    keep: Callable[[worker.Done], None]
 
 
-class Pool(Generic[Thing]):
+class Pool:
     """As many tasks as fit on the cluster at once, and one that waits: by it, a cluster that can grow knows to.
 
     `specs` are of the cells that tasks are about. `running` holds, by Ray's reference to its result, what was started.
@@ -25,7 +33,7 @@ class Pool(Generic[Thing]):
 
     def __init__(self, ray: Any, engine: Ray, specs: Sequence[worker.Spec]) -> None:
         self.ray, self.engine, self.specs = ray, engine, specs
-        self.running: dict[Any, Thing] = {}
+        self.running: dict[Any, Piece] = {}
         self._numbers: dict[Any, int] = {}  # by which the board knows a task
         self._shipped: dict[int, Any] = {}
         self._started, self._counted, self._slots = 0, 0.0, 0
@@ -53,15 +61,15 @@ class Pool(Generic[Thing]):
             self._slots, self._counted = slots(self.ray, self.engine), time.monotonic()
         return len(self.running) < self._slots + 1
 
-    def start(self, cell: int, order: worker.Order, thing: Thing) -> None:
-        """Start a task for the cell with this number; `thing` comes back with its result."""
-        if cell not in self._shipped:
-            self._shipped[cell] = self.ray.put(self.specs[cell])
-        reference = self._do.remote(self._shipped[cell], order, self._started, self._board)
-        self.running[reference], self._numbers[reference] = thing, self._started
+    def start(self, piece: Piece) -> None:
+        """Start a task."""
+        if piece.cell not in self._shipped:
+            self._shipped[piece.cell] = self.ray.put(self.specs[piece.cell])
+        reference = self._do.remote(self._shipped[piece.cell], piece.order, self._started, self._board)
+        self.running[reference], self._numbers[reference] = piece, self._started
         self._started += 1
 
-    def finished(self) -> Iterator[tuple[Thing, worker.Done]]:
+    def finished(self) -> Iterator[tuple[Piece, worker.Done]]:
         """What has finished, after at most `LOOK` seconds; ClusterError, or what a task has raised."""
         self.ray.wait(list(self.running), timeout=LOOK)  # until one of them has
         ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
