@@ -36,7 +36,10 @@ def bench(
     way. Without `keep_images`, the adversarial images are not stored. `engine` has the work done by a cluster instead
     of this process, with the same result; `device` is then where this process prepares it.
     """
-    computed_on = device if engine is None else engine.computes_on(device)
+    computed_on = device
+    if engine is not None:
+        engine.check_installed()
+        computed_on = engine.computes_on(device)
     folder = Store(out, share=share)
     folder.check(plan)
     supplies = Supplies(sources(plan, data_folder), device, computed_on)

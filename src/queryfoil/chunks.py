@@ -102,7 +102,7 @@ class Chunks:
         """Write the result of these images of the job with this number; `versions` of what computed it, if not here."""
         self.stores[number].write_chunk(rows, found, seconds, versions)
         self.todo[number] -= len(found)
-        self.queries += int(np.asarray(found.column("queries")).sum())
+        self.queries += sum(found.column("queries").to_pylist())
 
     @property
     def time_is_up(self) -> bool:

@@ -1,5 +1,6 @@
 """A plan's work on a cluster: how it is asked for. What does it is imported only then."""
 
+import importlib.util
 from dataclasses import dataclass
 
 from queryfoil.checks import lookup, require
@@ -32,6 +33,11 @@ class Ray:
                 "one; leave it out for a cluster on this machine alone"
             )
         require("gpus_per_task", self.gpus_per_task, "from 0 to 1, as a task uses one", lambda value: 0 <= value <= 1)
+
+    def check_installed(self) -> None:
+        """ValueError without Ray."""
+        if importlib.util.find_spec("ray") is None:
+            raise ValueError("the engine ray needs Ray: pip install 'queryfoil[bench,ray]'")
 
     def computes_on(self, device: str) -> str:
         """The kind of device of tasks; ValueError if `device`, where their work is prepared, promises more."""

@@ -23,13 +23,11 @@ SHORT = Path("/tmp")  # paths of sockets must be
 def connected(engine: Ray) -> Iterator[Any]:
     """The module `ray`, connected as the engine asks, and quiet; a cluster of our own is stopped at the end.
 
-    Where the program has a connection already, it is used, and left open. ValueError without Ray, or without a cluster
-    that has room for a task.
+    Where the program has a connection already, it is used, and left open. ValueError if no task fits on
+    the cluster.
     """
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ValueError("the engine ray needs Ray: pip install 'queryfoil[bench,ray]'") from None
+    import ray
+
     with _connection(ray, engine):
         _check_size(ray, engine)
         yield ray

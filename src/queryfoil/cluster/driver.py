@@ -28,6 +28,9 @@ def run(engine: Ray, prepared: Sequence[Prepared], stores: Sequence[CellStore], 
     library = worker.library()
     specs = [_spec(p, engine.computes_on("cpu"), library) for p in prepared]
     work = Work(prepared, stores, folder, chunks)
+    if (piece := work.next()) is None:
+        return
+    work.ready.append(piece)
     with connected(engine) as ray, Pool(ray, engine, specs) as pool:
         while True:
             while pool.has_room and (piece := work.next()) is not None:
@@ -42,7 +45,7 @@ def run(engine: Ray, prepared: Sequence[Prepared], stores: Sequence[CellStore], 
 def _report(pool: Pool, prepared: Sequence[Prepared], chunks: Chunks) -> None:
     """Tell how far all is, by what the workers have noted of the chunks at hand; the name is of the first of these."""
     spent, settled = (sum(column) for column in zip((0, 0), *pool.noted(), strict=True))
-    attacked = [piece.cell for piece in pool.running.values() if isinstance(piece.order, worker.AttackImages)]
+    attacked = [piece.cell for piece in pool.running if isinstance(piece.order, worker.AttackImages)]
     label = prepared[min(attacked, default=len(prepared) - 1)].label
     chunks.report(Progress(label, chunks.units + settled, chunks.total, chunks.queries + spent))
 

@@ -1,10 +1,11 @@
 """The tasks that are on a cluster: started, watched, and cancelled in the end."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from queryfoil.cluster import ClusterError, Ray, worker
 from queryfoil.cluster.board import board
@@ -25,16 +26,22 @@ class Piece:
     keep: Callable[[worker.Done], None]
 
 
+class Task(NamedTuple):
+    """A piece of work on the cluster, and the number by which the board knows it."""
+
+    piece: Piece
+    number: int
+
+
 class Pool:
     """As many tasks as fit on the cluster at once, and one that waits: by it, a cluster that can grow knows to.
 
-    `specs` are of the cells that tasks are about. `running` holds, by Ray's reference to its result, what was started.
+    `specs` are of the cells that tasks are about.
     """
 
     def __init__(self, ray: Any, engine: Ray, specs: Sequence[worker.Spec]) -> None:
         self.ray, self.engine, self.specs = ray, engine, specs
-        self.running: dict[Any, Piece] = {}
-        self._numbers: dict[Any, int] = {}  # by which the board knows a task
+        self._running: dict[Any, Task] = {}  # by Ray's reference to its result
         self._shipped: dict[int, Any] = {}
         self._started, self._counted, self._slots = 0, 0.0, 0
         settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": engine.gpus_per_task, "max_retries": RETRIES}
@@ -50,7 +57,7 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for reference in self.running:
+        for reference in self._running:
             self.ray.cancel(reference, force=True)
         self.ray.kill(self._board)
 
@@ -59,33 +66,36 @@ class Pool:
         """Whether to start another task."""
         if time.monotonic() - self._counted > COUNT:
             self._slots, self._counted = slots(self.ray, self.engine), time.monotonic()
-        return len(self.running) < self._slots + 1
+        return len(self._running) < self._slots + 1
+
+    @property
+    def running(self) -> list[Piece]:
+        """What was started and has not finished, the first first."""
+        return [task.piece for task in self._running.values()]
 
     def start(self, piece: Piece) -> None:
         """Start a task."""
         if piece.cell not in self._shipped:
             self._shipped[piece.cell] = self.ray.put(self.specs[piece.cell])
         reference = self._do.remote(self._shipped[piece.cell], piece.order, self._started, self._board)
-        self.running[reference], self._numbers[reference] = piece, self._started
+        self._running[reference] = Task(piece, self._started)
         self._started += 1
 
     def finished(self) -> Iterator[tuple[Piece, worker.Done]]:
         """What has finished, after at most `LOOK` seconds; ClusterError, or what a task has raised."""
-        self.ray.wait(list(self.running), timeout=LOOK)  # until one of them has
-        ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        self.ray.wait(list(self._running), timeout=LOOK)  # until one of them has
+        ready, _ = self.ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         for reference in ready:
-            del self._numbers[reference]
-            yield self.running.pop(reference), self._result(reference)
+            yield self._running.pop(reference).piece, self._result(reference)
 
     def noted(self) -> list[tuple[int, int]]:
         """Of each task at hand that has told something: queries spent, and queries spent or never needed."""
         errors = self.ray.exceptions
-        try:
-            noted = self._board.read.remote(list(self._numbers.values()))
-            self._noted = self.ray.get(noted, timeout=LOOK)
-        except (errors.RayActorError, errors.GetTimeoutError):  # the board comes back; until then, what is known
-            self._noted = {number: self._noted[number] for number in self._numbers.values() if number in self._noted}
-        return list(self._noted.values())
+        numbers = [task.number for task in self._running.values()]
+        # no matter if the board is late, or away as its node has died: it comes back, and until then, the last holds
+        with contextlib.suppress(errors.GetTimeoutError, errors.RayActorError):
+            self._noted = self.ray.get(self._board.read.remote(numbers), timeout=LOOK)
+        return [self._noted[number] for number in numbers if number in self._noted]
 
     def _result(self, reference: Any) -> worker.Done:
         errors = self.ray.exceptions
