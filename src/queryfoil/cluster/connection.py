@@ -58,7 +58,7 @@ def _connection(ray: Any, engine: Ray) -> Iterator[None]:
             return
         folder = tempfile.mkdtemp(prefix="queryfoil-ray-", dir=SHORT if SHORT.is_dir() else None)
         try:
-            with _loopback():
+            with loopback():
                 ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
             yield
         finally:
@@ -90,7 +90,7 @@ def _check_size(ray: Any, engine: Ray) -> None:
 
 
 @contextmanager
-def _loopback() -> Iterator[None]:
+def loopback() -> Iterator[None]:
     """Have Ray listen on 127.0.0.1 alone, as it does by itself where it knows no clusters (Windows, macOS)."""
     from ray._private import ray_constants
 

@@ -26,7 +26,7 @@ def run(engine: Ray, prepared: Sequence[Prepared], stores: Sequence[CellStore], 
     the same task; what a task raises is raised here.
     """
     library = worker.library()
-    specs = [_spec(p, engine.computes_on("cpu"), library) for p in prepared]
+    specs = [spec(p, engine.computes_on("cpu"), library) for p in prepared]
     work = Work(prepared, stores, folder, chunks)
     if (piece := work.next()) is None:
         return
@@ -114,7 +114,7 @@ def _table(number: int, orders: Iterator[worker.Order], count: int, write: Calla
         yield Piece(number, order, partial(keep, position))
 
 
-def _spec(p: Prepared, computes_on: str, library: dict[str, str]) -> worker.Spec:
+def spec(p: Prepared, computes_on: str, library: dict[str, str]) -> worker.Spec:
     return worker.Spec(
         p.key, p.label, p.cell, p.attack, p.fits, p.images_hash, p.network.identity, p.code, library, computes_on,
         Path.cwd(),
