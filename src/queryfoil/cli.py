@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, grid, options, plan, prepare
+from queryfoil import __version__, attacking, cluster, grid, options, plan, prepare
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
@@ -78,16 +78,19 @@ def bench(
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Store the adversarial images, or leave them out.")
     ] = True,
+    engine: options.Engine = "process",
+    address: options.Address = None,
+    gpus_per_task: options.GpusPerTask = None,
 ) -> None:
     """Run a plan's attacks and write summary.json, images.parquet, report.md and report.html.
 
-    Can be stopped at any moment and continued by the same command, with the same result.
+    Can be stopped at any moment and continued by the same command, with the same result; by either engine.
     """
+    workers = cluster.engine(engine, address, gpus_per_task)
     chosen = plan.read(name, scale, checkpoints)
+    folders = prepare.folders(data or [])
     with Display() as report:
-        outcome = running.bench(
-            chosen, out, prepare.folders(data or []), device, time_limit, chunk, report, share, images
-        )
+        outcome = running.bench(chosen, out, folders, device, time_limit, chunk, report, share, images, engine=workers)
     finished(outcome)
     report_command(out)
 

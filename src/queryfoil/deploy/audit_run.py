@@ -144,5 +144,5 @@ class Supplies:
         code = {name: provenance.code([name]) for name in sorted(modules(attack)) if name.startswith("queryfoil.")}
         return Prepared(
             cell.label, key, attack, self.network, task, cell.budget,
-            cell, self.network, self.images, (), shown, shown, code,
+            cell, self.network, self.images, (), (), self.hash, shown, shown, code,
         )  # fmt: skip
