@@ -7,7 +7,9 @@ python benchmarks/serve.py FOLDER/terraces.onnx FOLDER/plain.onnx --clients 1 --
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +31,7 @@ def main() -> None:
     network = PUBLISHED["wide_resnet50_2"].build().eval()
     logits = 4 * torch.randn(5000, CLASSES)
     labels = torch.multinomial(logits.softmax(1), 1).squeeze(1)
-    fits = {
+    fits: dict[str, Callable[[], Any]] = {
         "plain": lambda: None,
         "terraces": lambda: qf.fit(logits, labels, allowed=0.1),
         "aaa": lambda: qf.fit(logits, labels, objective="greedy"),
