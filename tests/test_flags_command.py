@@ -61,8 +61,9 @@ def test_the_command_writes_what_it_prints_and_says_first_what_it_costs(tmp_path
     found = {flag["id"]: flag for flag in written["flags"]}
     assert [*found] == [*FLAGS]
     assert {id for id, flag in found.items() if flag["status"] == "raised"} >= {"F5", "F9"}
-    clear = {"F1", "F2", "F3", "F4", "F10", "F11", "F13", "F14", "F15", "F18", "F19"}
+    clear = {"F1", "F2", "F3", "F4", "F10", "F13", "F14", "F15", "F18", "F19"}
     assert {id for id, flag in found.items() if flag["status"] == "clear"} >= clear
+    assert found["F11"]["status"] == "not judged"  # there is no margin
     assert written["defense"]["name"] == "label_only"
     html = (out / "check.html").read_text()
     assert f"{sum(f['raised'] for f in found.values())} of 20 flags are raised" in html
