@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor
 
 from queryfoil import compared, grid
-from queryfoil.attacks import ATTACKS, RULES, build, settings
+from queryfoil.attacks import ATTACKS, RULES, build_stated, settings
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
@@ -108,7 +108,7 @@ class Settings(BaseModel):
             lookup(registry, name, kind)
         if self.loss is not None:
             lookup(LOSSES, self.loss, "loss")
-        if taken := sorted({"name", "accept", "tau"} & self.hyper.keys()):
+        if taken := sorted({"name", "accept"} & self.hyper.keys()):
             raise ValueError(f"{self.attack} does not take these hyper-parameters: {', '.join(taken)}")
         try:
             built = self.build()
@@ -147,9 +147,8 @@ class Settings(BaseModel):
         return victim(self.model, device, self.output, self.input)
 
     def build(self, tau: float | None = None) -> Attack[Any]:
-        """The attack, on a defense with this tau."""
-        hyper: dict[str, Any] = dict(self.hyper)
-        return build(self.attack, self.accept, norm=self.norm, tau=tau, **hyper)
+        """The attack, on a defense with this tau; a `tau` in `hyper` is what the attacker takes it for."""
+        return build_stated(self.attack, self.accept, norm=self.norm, tau=tau, hyper=self.hyper)
 
     def task(self, images: Images, targets: Tensor | None) -> Task:
         """The attack's task on these images."""

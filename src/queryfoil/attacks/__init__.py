@@ -122,6 +122,24 @@ def build(
     return attack if followed is None else Tracked(attack, followed)
 
 
+def build_stated(name: str, accept: str, *, norm: str, tau: float | None, hyper: dict[str, Any]) -> Attack[Any]:
+    """`build`, where a `tau` among `hyper` is what the attacker takes the defense's for, whatever it is.
+
+    `tau` is the defense's, for who states none. ValueError where no part of the attack takes the stated one.
+
+    >>> build_stated("square", "op", norm="linf", tau=6.0, hyper={"tau": 4.0}).accept
+    Opposite(threshold=2.0)
+    """
+    rest = {key: value for key, value in hyper.items() if key != "tau"}
+    stated = hyper.get("tau")
+    if stated is None:
+        return build(name, accept, norm=norm, tau=tau, **rest)
+    found, other = (build(name, accept, norm=norm, tau=value, **rest) for value in (stated, 2 * stated))
+    if found == other:
+        raise ValueError(f"no part of this attack takes tau, so tau={stated!r} would have no effect; leave it out")
+    return found
+
+
 def _part(kind: Any, hyper: dict[str, Any], usual: dict[str, Any]) -> Any:
     """A rule or reading with its own hyper-parameters, which are taken out of `hyper`; `usual` has defaults."""
     names = [field.name for field in fields(kind)]
