@@ -13,6 +13,7 @@ from queryfoil.attacks.cgba import CGBA
 from queryfoil.attacks.hopskipjump import HopSkipJump
 from queryfoil.attacks.leak import Leak
 from queryfoil.attacks.nes import NES
+from queryfoil.attacks.op_share import OppositeShare
 from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.rambo import RamBo
 from queryfoil.attacks.rays import RayS
@@ -24,7 +25,7 @@ from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.sine import InvertSine, Tracked
 from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
-from queryfoil.attacks.tactics import TACTICS as TACTICS
+from queryfoil.attacks.tactics import TACTICS as WALKS
 from queryfoil.attacks.tactics import Tactic
 from queryfoil.checks import lookup, require_whole
 from queryfoil.run import Attack
@@ -44,6 +45,9 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "cgba": CGBA,
     "blind_square": BlindSquare,
 }
+
+TACTICS: dict[str, type[Tactic]] = {**WALKS, OppositeShare.name: OppositeShare}
+"""Acceptance rules of attackers who expect a defense."""
 
 RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
 """The paper's acceptance rules, and those of attackers who expect a defense."""
