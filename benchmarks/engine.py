@@ -1,10 +1,10 @@
-"""Cost of a counted query: the engine against bare forwards of the same model, and against a peer.
+"""Cost of a counted query: the engine against bare forwards of the same model, and against peers.
 
 Each attack of the library on 512 images that stay live behind AAA, each side at its best micro-batch.
 The overhead is the time of the attack over that of as many bare forwards, measured in turns in one run;
-reported is the median of the pairs with its quartiles. The peer is ART's Square on the same images with
-the same parameters (install the extra `peers`): its forwards are counted by a wrapper, as ART does not count
-queries, and a step is what advances its search by one proposal.
+reported is the median of the pairs with its quartiles. The peers are ART's and AutoAttack's Square on the same images
+with the same parameters (install the extra `peers`): their forwards are counted by a wrapper, as ART does not count
+queries, and a step is what advances a search by one proposal.
 
 python benchmarks/engine.py [--rounds 9] [--only square]
 """
@@ -65,7 +65,7 @@ def live_task(model: nn.Module, attack: Any, norm: str) -> Task:
 def report(name: str, ratios: list[float], detail: str) -> None:
     """One line: median and quartiles of the ratios."""
     low, median, high = statistics.quantiles(ratios, n=4)
-    print(f"{name:<18} {median:>6.3f}  [{low:.3f}, {high:.3f}]  {detail}", flush=True)
+    print(f"{name:<28} {median:>6.3f}  [{low:.3f}, {high:.3f}]  {detail}", flush=True)
 
 
 def ours(name: str, norm: str, rounds: int) -> None:
@@ -95,36 +95,58 @@ class Counted(nn.Module):
         return scores
 
 
-def art(rounds: int) -> None:
-    """Time of a step of ART's Square over that of a bare forward."""
-    try:
-        from art.attacks.evasion import SquareAttack
-        from art.estimators.classification import PyTorchClassifier
-    except ImportError:
-        print("ART's Square      not installed: pip install adversarial-robustness-toolbox")
-        return
-    logging.disable(logging.WARNING)
+def peer(name: str, rounds: int, made: Callable[[Counted], Callable[[Task, int, int], object]]) -> None:
+    """Time of a step of another library's Square, and of each image that it asks about, over that of a bare forward.
+
+    made: gives, for a model, the attack of a task in micro-batches and so many steps.
+    """
     model = AAA(models.load("fashion-resnet"), tau=2.3)
     task = live_task(model, build("square"), "linf")
     counted = Counted(model).eval()
-    victim = PyTorchClassifier(
-        counted, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
-    )
-    x, y = task.images.numpy(), task.labels.numpy()
-
-    def attack(size: int, steps: int = BUDGET) -> None:
-        settings: dict[str, Any] = {"eps": EPS["linf"], "max_iter": steps, "p_init": 0.05, "nb_restarts": 1}
-        SquareAttack(victim, batch_size=size, verbose=False, **settings).generate(x, y)
-
+    try:
+        attack = made(counted)
+    except ImportError:
+        print(f"{name:<28} not installed: pip install -c constraints.txt -e '.[peers]'")
+        return
     theirs = best_micro_batch(lambda size: bare(model, task.images, size, 5))
-    mine = best_micro_batch(lambda size: attack(size, 5))
+    mine = best_micro_batch(lambda size: attack(task, size, 5))
     pairs = []
     for _ in range(rounds):
         counted.images = 0
-        spent = seconds(lambda: attack(mine))
+        spent = seconds(lambda: attack(task, mine, BUDGET))
         pairs.append(spent / seconds(lambda: bare(model, task.images, theirs)))
     forwards = counted.images / (IMAGES * BUDGET)
-    report("ART's Square", pairs, f"{forwards:.2f} forwards a step; micro-batch {mine}, bare {theirs}")
+    report(f"{name}, a step", pairs, f"{forwards:.2f} forwards a step; micro-batch {mine}, bare {theirs}")
+    report(f"{name}, a query", [pair / forwards for pair in pairs], "")
+
+
+def art(counted: Counted) -> Callable[[Task, int, int], object]:
+    """Square of the Adversarial Robustness Toolbox."""
+    from art.attacks.evasion import SquareAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    victim = PyTorchClassifier(
+        counted, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+
+    def attack(task: Task, size: int, steps: int) -> None:
+        settings: dict[str, Any] = {"eps": EPS["linf"], "max_iter": steps, "p_init": 0.05, "nb_restarts": 1}
+        made = SquareAttack(victim, batch_size=size, verbose=False, **settings)
+        made.generate(task.images.numpy(), task.labels.numpy())
+
+    return attack
+
+
+def autoattack(counted: Counted) -> Callable[[Task, int, int], object]:
+    """Square of AutoAttack: one window for all images of a micro-batch."""
+    from pyautoattack.square import SquareAttack
+
+    def attack(task: Task, size: int, steps: int) -> None:
+        made = SquareAttack(counted, eps=EPS["linf"], n_queries=steps - 1, p_init=0.05, device="cpu")
+        for start in range(0, len(task.images), size):
+            made.perturb(task.images[start : start + size], task.labels[start : start + size])
+
+    return attack
 
 
 def main() -> None:
@@ -140,7 +162,9 @@ def main() -> None:
             if kind.loss is not None and kind.rowwise:  # the others are busy with more than queries
                 ours(name, norm, rounds)
     if chosen.only is None:
-        art(rounds)
+        logging.disable(logging.WARNING)
+        peer("ART's Square", rounds, art)
+        peer("AutoAttack's Square", rounds, autoattack)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from queryfoil import data, files, provenance
 from queryfoil.deploy.kserving import pb
-from queryfoil.deploy.served import session
+from queryfoil.deploy.served import about, session
 
 CLIENTS = (1, 8, 32)
 CALL = "/inference.GRPCInferenceService/ModelInfer"
@@ -74,9 +74,11 @@ class Asked:
 
 
 def requests(file: Path, name: str, count: int, most: int) -> list[Asked]:
-    """Requests with 1 to `most` images each."""
-    images = data.load("fashion-mnist", "attack").images.numpy()
+    """Requests with 1 to `most` images each: shipped ones, or noise for a model of other sizes."""
     rng, here, found = np.random.default_rng(0), session(file), []
+    images = data.load("fashion-mnist", "attack").images.numpy()
+    if (shape := about(file, here, unprotected=True).input_shape) != images.shape[1:]:
+        images = rng.random((8, *shape), np.float32)
     for _ in range(count):
         x = images[rng.integers(len(images), size=rng.integers(1, most + 1))]
         one: dict[str, Any] = {"name": "images", "shape": list(x.shape), "datatype": "FP32"}
@@ -180,35 +182,45 @@ def row(seconds: list[float]) -> dict[str, float]:
     return {f"p{q}": 1000 * float(np.percentile(seconds, q)) for q in (50, 95, 99)}
 
 
-def compare(protected: Path, plain: Path, seconds: float, rounds: int) -> list[dict[str, Any]]:
+def interval(values: list[float]) -> list[float]:
+    """95 % of the medians of values drawn again."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    return [float(v) for v in np.percentile(np.median(drawn, axis=1), [2.5, 97.5])]
+
+
+def compare(
+    protected: Path, plain: Path, seconds: float, rounds: int, clients: Sequence[int], requests_each: int
+) -> list[dict[str, Any]]:
     """Latency and throughput of both, for each number of clients."""
     rows = []
     with serving(protected) as first, serving(plain, "--unprotected") as second:
         pair = [first, second]
         asked = [requests(file, server.name, 64, 1) for file, server in ((protected, first), (plain, second))]
-        for clients in CLIENTS:
+        for many in clients:
             times: list[list[float]] = [[], []]
             medians, rates = [], []
             for _ in range(rounds):
-                if clients == 1:
-                    now = asyncio.run(turns(pair, asked, 500))
+                if many == 1:
+                    now = asyncio.run(turns(pair, asked, requests_each))
                 else:
-                    now = [asyncio.run(together(*part, clients, seconds)) for part in zip(pair, asked, strict=True)]
+                    now = [asyncio.run(together(*part, many, seconds)) for part in zip(pair, asked, strict=True)]
                 medians.append([1000 * statistics.median(one) for one in now])
-                rates.append([len(one) / (sum(one) / clients) for one in now])
+                rates.append([len(one) / (sum(one) / many) for one in now])
                 for all_times, new in zip(times, now, strict=True):
                     all_times += new
             more = [a - b for a, b in medians]
             both = {"protected": row(times[0]), "plain": row(times[1])}
             more_ms, ratio = statistics.median(more), statistics.median(a / b for a, b in medians)
             rate, throughput = [statistics.median(r) for r in zip(*rates, strict=True)], [a / b for a, b in rates]
+            low, high = interval(more)
             rows.append({
-                "clients": clients, **both, "p50_more_ms": more_ms, "p50_ratio": ratio, "requests_per_second": rate,
+                "clients": many, **both, "p50_more_ms": more_ms, "p50_more_ms_interval": [low, high],
+                "p50_ratio": ratio, "requests_per_second": rate,
                 "throughput_ratio": statistics.median(throughput), "n": len(times[0]),
             })  # fmt: skip
             each = "; ".join(f"{q} {both['protected'][q]:.2f} and {both['plain'][q]:.2f} ms" for q in both["plain"])
             print(
-                f"{clients:3} clients: {each}; p50 {more_ms:+.3f} ms, ratio {ratio:.3f}; "
+                f"{many:3} clients: {each}; p50 {more_ms:+.3f} ms ({low:+.3f} to {high:+.3f}), ratio {ratio:.4f}; "
                 f"{rate[0]:.0f} and {rate[1]:.0f} requests/s, ratio {statistics.median(throughput):.3f}; "
                 f"n = {len(times[0])}",
                 flush=True,
@@ -251,7 +263,8 @@ def main() -> None:
     parser.add_argument("protected", type=Path)
     parser.add_argument("plain", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, help="load instead of comparison")
-    parser.add_argument("--clients", type=int, default=32, help="of the load")
+    parser.add_argument("--clients", type=int, nargs="+", help="of the comparison, 1, 8 and 32; of the load, 32")
+    parser.add_argument("--requests", type=int, default=500, help="of the single client, to each, in a round")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a round of the comparison")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--options", default="", help="of `queryfoil serve` for the load, such as '--query-log DIR'")
@@ -260,11 +273,13 @@ def main() -> None:
     if (chosen.minutes is None) != (chosen.plain is not None):
         parser.error("expected a second file for a comparison, or --minutes for a load")
     if chosen.minutes is None:
-        found: Any = compare(chosen.protected, chosen.plain, chosen.seconds, chosen.rounds)
+        found: Any = compare(
+            chosen.protected, chosen.plain, chosen.seconds, chosen.rounds, chosen.clients or CLIENTS, chosen.requests
+        )
     else:
         with serving(chosen.protected, *chosen.options.split()) as server:
             asked = requests(chosen.protected, server.name, 256, 4)
-            found = asyncio.run(load(server, asked, chosen.clients, chosen.minutes))
+            found = asyncio.run(load(server, asked, (chosen.clients or [32])[0], chosen.minutes))
         print(
             f"{found['requests']:,} requests, {found['wrong']} wrong, {found['equal bit for bit']:,} bit for bit; "
             f"memory {found['memory_after_a_minute']:.1f} MB after a minute, {found['memory_mb'][-1]:.1f} MB at the end"

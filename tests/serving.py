@@ -23,8 +23,8 @@ from torch import Tensor
 
 import queryfoil
 from queryfoil import data
-from queryfoil.deploy.drift import shown_margins
 from queryfoil.deploy.kserving import pb
+from queryfoil.deploy.margins import shown_margins
 
 ROOT = Path(__file__).parent.parent
 SHAPE, CLASSES = (1, 28, 28), 10

@@ -1,6 +1,7 @@
 """The examples of protected services: each answers as the protected network does, and no other way."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import queryfoil as qf
+from queryfoil.deploy.export import export
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -103,7 +105,30 @@ def test_onnxruntime(served: SimpleNamespace, tmp_path: Path) -> None:
     close(torch.from_numpy(shown).softmax(1), served.shown)
 
 
-@pytest.mark.parametrize("name", ["fastapi_app", "litserve_app", "bentoml_app", "triton/model", "onnxruntime_app"])
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # inside torch's exporter
+def test_numpy_alone(served: SimpleNamespace, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    network = tmp_path / "network.onnx"
+    torch.onnx.export(
+        served.network, (served.x[:2],), network, dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False
+    )
+    export(None, qf.load_fit(served.fit), tmp_path / "protection.py", to="numpy")
+    np.save(tmp_path / "x.npy", served.x.numpy())
+    code = (
+        "import sys, runpy; sys.modules.update({'torch': None, 'queryfoil': None})\n"
+        f"sys.argv = ['service', {str(network)!r}, 'x.npy']; sys.path.insert(0, '.')\n"
+        f"names = runpy.run_path({str(EXAMPLES / 'numpy_service.py')!r}, run_name='__main__')\n"
+        "import numpy, onnxruntime\n"
+        "numpy.save('shown.npy', names['answer'](onnxruntime.InferenceSession(sys.argv[1]), numpy.load('x.npy')))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(served.shown.argmax(1).numpy())
+    close(torch.from_numpy(np.load(tmp_path / "shown.npy")).softmax(1), served.shown)
+
+
+@pytest.mark.parametrize(
+    "name", ["fastapi_app", "litserve_app", "bentoml_app", "triton/model", "onnxruntime_app", "numpy_service"]
+)
 def test_the_protection_is_a_few_lines(name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     assert 1 <= sum("qf.load_fit" in line or "# the protection" in line for line in text.splitlines()) <= 3

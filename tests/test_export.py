@@ -159,7 +159,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         Protection(adam)
     for given, message in (
         ({"shape": None}, "expected the shape of an image"),
-        ({"to": "tflite"}, "unknown format 'tflite': expected one of onnx, pt2"),
+        ({"to": "tflite"}, "unknown format 'tflite': expected one of numpy, onnx, pt2"),
         ({"held_out": (z[:500], y[:500])}, "expected the 1000 held-out rows of 5 classes"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -188,7 +188,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert ask(Path(out), torch.rand(2, 1, 28, 28)).shape == (2, 10)
     assert "but got neither" in told("fashion-resnet", out)
     assert "but got both" in told("fashion-resnet", out, *fit, "--unprotected")
-    assert "is no PyTorch model" in told(out, out, *fit)
+    assert "is protected already (aaa)" in told(out, str(tmp_path / "twice.onnx"), *fit)
     assert "sees no images; leave out" in told("scores", out, *fit, "--size", "28")
     assert "labels are those of the module" in told("scores", out, *fit)
 

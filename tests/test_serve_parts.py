@@ -4,14 +4,14 @@ import asyncio
 import json
 import logging
 import pickle
-import sys
+import shutil
 import time
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -19,10 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 import serving
 from queryfoil import data
 from queryfoil.deploy import drift, wire
-from queryfoil.deploy.drift import Drift, distance, shown_margins
+from queryfoil.deploy.drift import Drift, distance
 from queryfoil.deploy.guard import Guard
 from queryfoil.deploy.kserving import DataPlane, InferInput, InferRequest, InvalidInput, pb
 from queryfoil.deploy.limits import CLIENT, Gate, Limits
+from queryfoil.deploy.margins import shown_margins
 from queryfoil.deploy.metrics import Metrics
 from queryfoil.deploy.model import ProtectedModel
 from queryfoil.deploy.served import About, Margins
@@ -87,54 +88,35 @@ def test_a_model_goes_to_another_process_by_its_file(file: Path, clean: NDArray[
         answer(model, clean[:3])
 
 
-class Recorder:
-    """A query log that remembers, or whose disk is full."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.rows, self.closed = folder, [], False
-
-    def add(self, client: str, images: Any, scores: Any, output: str) -> None:
-        if self.folder.name == "full":
-            raise OSError(28, "No space left on device")
-        self.rows.append((client, images.copy(), scores.copy(), output))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
-    double = types.ModuleType("queryfoil.deploy.querylog")
-    double.QueryLog = Recorder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "queryfoil.deploy.querylog", double)
-
-
-def test_the_query_log_gets_what_the_client_saw(recorder: None, file: Path, clean: NDArray[np.float32]) -> None:
-    model = ProtectedModel("m", file, decimals=1, query_log=Path("here"))
+def test_the_query_log_gets_what_the_client_saw(file: Path, clean: NDArray[np.float32], tmp_path: Path) -> None:
+    model = ProtectedModel("m", file, decimals=1, query_log=tmp_path / "log")
     token = CLIENT.set("lab")
     try:
         shown = answer(model, clean)
     finally:
         CLIENT.reset(token)
-    (row,) = model._log.rows  # type: ignore[union-attr]
-    assert (row[0], row[3]) == ("lab", "probs")
-    assert np.array_equal(row[1], clean)
-    assert np.array_equal(row[2], shown)
     assert not np.array_equal(shown, offline(file, clean))
     with pytest.raises(InvalidInput):
         answer(model, clean * 2)
-    assert len(model._log.rows) == 1  # type: ignore[union-attr]
     model.close()
-    assert model._log.closed  # type: ignore[union-attr]
+    (path,) = (tmp_path / "log").glob("*.parquet")
+    rows = pq.read_table(path)
+    assert rows.column("client").to_pylist() == ["lab"] * 4
+    assert rows.column("top").to_pylist() == shown.argmax(1).tolist()
+    assert np.array_equal(rows.column("margin").to_numpy(), np.floor(shown_margins(shown.copy(), "probs") * 4) / 4)
 
 
 def test_an_answer_is_not_lost_when_the_log_cannot_be_written(
-    recorder: None, file: Path, clean: NDArray[np.float32], caplog: pytest.LogCaptureFixture
+    file: Path, clean: NDArray[np.float32], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = ProtectedModel("m", file, query_log=Path("full"))
+    model = ProtectedModel("m", file, query_log=tmp_path / "log")
+    model._log.rows = 1  # type: ignore[union-attr]
+    shutil.rmtree(tmp_path / "log")
+    (tmp_path / "log").write_bytes(b"")  # a file where the folder was
     assert np.array_equal(answer(model, clean), offline(file, clean))
-    assert "the query log cannot be written: No space left on device" in caplog.text
+    assert "the query log cannot be written: File exists" in caplog.text
     assert b"queryfoil_unlogged_images_total 4.0" in model.metrics.text()
+    model.close()
 
 
 def endless(path: Path) -> Path:

@@ -4,11 +4,12 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from queryfoil import table
 from queryfoil.oracle import Model
@@ -81,20 +82,32 @@ class Chunks:
 
     def attack(self, number: int, job: Job) -> bool:
         """Attack what is missing of the job with this number; False if the time is up before that is done."""
-        for rows in _missing(job, self.stores[number], self.size):  # by now, as others may share the folder
-            if self.end is not None and time.perf_counter() > self.end:
+        for rows in self.missing(number):
+            if self.time_is_up:
                 return False
-            task = job.task.rows(rows)
-            micro_batch = 256 if task.images[0].numel() <= SMALL else 128
-            result = run(job.attack, job.model, task, job.budget, micro_batch, progress=self._within(job))
-            confirmed = None if getattr(job.model, "deterministic", True) else confirm(job.model, task, result)
-            found = table.attacked(task, result, confirmed, self.keep_images)
-            self.stores[number].write_chunk(rows, found, result.seconds)
-            self.todo[number] -= len(task.ids)
-            self.queries += int(result.queries.sum())
+            part = replace(job, task=job.task.rows(rows))
+            found, seconds = attacked(part, self.keep_images, self._within(job))
+            self.keep(number, rows, found, seconds)
             self.report(Progress(job.label, self.units, self.total, self.queries))
         self.todo[number] = 0
         return True
+
+    def missing(self, number: int) -> Iterator[slice]:
+        """The images of the job with this number that are to be attacked by now, as others may share the folder."""
+        return _missing(self.jobs[number], self.stores[number], self.size)
+
+    def keep(
+        self, number: int, rows: slice, found: pa.Table, seconds: float, versions: dict[str, str] | None = None
+    ) -> None:
+        """Write the result of these images of the job with this number; `versions` of what computed it, if not here."""
+        self.stores[number].write_chunk(rows, found, seconds, versions)
+        self.todo[number] -= len(found)
+        self.queries += sum(found.column("queries").to_pylist())
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether no further chunk may begin."""
+        return self.end is not None and time.perf_counter() > self.end
 
     @property
     def units(self) -> int:
@@ -116,6 +129,14 @@ class Chunks:
             self.report(Progress(job.label, self.units + settled, self.total, self.queries + spent))
 
         return progress
+
+
+def attacked(job: Job, keep_images: bool, progress: Callable[[int, int], None] | None = None) -> tuple[pa.Table, float]:
+    """Attack all images of a job: their table, and the seconds that it took; `progress` is as `run` takes it."""
+    micro_batch = 256 if job.task.images[0].numel() <= SMALL else 128
+    result = run(job.attack, job.model, job.task, job.budget, micro_batch, progress)
+    confirmed = None if getattr(job.model, "deterministic", True) else confirm(job.model, job.task, result)
+    return table.attacked(job.task, result, confirmed, keep_images), result.seconds
 
 
 @contextmanager

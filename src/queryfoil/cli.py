@@ -1,6 +1,7 @@
 """The command line: a mirror of the library, one short function a command."""
 
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,20 +9,21 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, grid, options, plan, prepare, scan_command
+from queryfoil import __version__, attacking, cluster, grid, options, plan, prepare, scan_command
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
+from queryfoil.compare import command as comparing
 from queryfoil.data import DATASETS, read_npz
 from queryfoil.defenses import DEFENSES
-from queryfoil.deploy import export_command, serve_command
+from queryfoil.deploy import audit_command, export_command, serve_command
 from queryfoil.flags import command as checking
 from queryfoil.models import MODELS
 from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.zoo import card
 from queryfoil.protect import about
 from queryfoil.protect import fit as fit_logits
-from queryfoil.report import cells, page
+from queryfoil.report import cells, page, queries_command
 from queryfoil.report import reproduction as account
 from queryfoil.terminal import Display, console, errors, finished, plainly, results
 from queryfoil.train import loop, recipe
@@ -76,16 +78,19 @@ def bench(
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Store the adversarial images, or leave them out.")
     ] = True,
+    engine: options.Engine = "process",
+    address: options.Address = None,
+    gpus_per_task: options.GpusPerTask = None,
 ) -> None:
     """Run a plan's attacks and write summary.json, images.parquet, report.md and report.html.
 
-    Can be stopped at any moment and continued by the same command, with the same result.
+    Can be stopped at any moment and continued by the same command, with the same result; by either engine.
     """
+    workers = cluster.engine(engine, address, gpus_per_task)
     chosen = plan.read(name, scale, checkpoints)
+    folders = prepare.folders(data or [])
     with Display() as report:
-        outcome = running.bench(
-            chosen, out, prepare.folders(data or []), device, time_limit, chunk, report, share, images
-        )
+        outcome = running.bench(chosen, out, folders, device, time_limit, chunk, report, share, images, engine=workers)
     finished(outcome)
     report_command(out)
 
@@ -157,17 +162,40 @@ app.command("check")(checking.command)
 app.command("scan")(scan_command.command)
 app.command("export")(export_command.command)
 app.command("serve")(serve_command.command)
+app.command("audit")(audit_command.command)
 
 
 @app.command("report")
 @plainly
 def report_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `queryfoil bench` has finished.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder that `queryfoil bench` has finished.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of `queryfoil serve --query-log` instead.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --log: the page to write; report.html in the folder if left out.")
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="With --log: leave out what is older; in UTC.")] = None,
 ) -> None:
-    """Make the report of a finished folder again, from what is stored there, and print its table."""
+    """Make the report of a finished folder again, from what is stored there, and print its table.
+
+    With --log, that of a query log: which clients look like attackers, and why. docs/watch.md has more.
+    """
+    if (folder is None) == (log is None):
+        raise ValueError("expected a folder of `queryfoil bench`, or --log and that of a query log; pass one of them")
+    if log is not None:
+        queries_command.report(log, out, since)
+        return
+    if folder is None or out is not None or since is not None:
+        raise ValueError("--out and --since are for --log alone; the report of a folder is written there")
     rows = page.write(folder)
     results(rows, cells.subject(rows))
     console.print(f"report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+app.command("compare")(comparing.command)
 
 
 @app.command()

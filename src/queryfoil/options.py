@@ -26,6 +26,17 @@ DefenseSet = Annotated[
 FitFile = Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote, for --defense terraces or aaa.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 
+Engine = Annotated[
+    str, typer.Option(help="Who does the work: process (this one), or ray (each chunk a task of a Ray cluster).")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="With ray: a running cluster, such as auto or HOST:6379; all CPUs of this machine if left out."),
+]
+GpusPerTask = Annotated[
+    float | None, typer.Option(help="With ray: 1 for a GPU for each task, 0.5 for two tasks on each; CPUs if left out.")
+]
+
 
 def radius(eps: str | None, norm: str) -> str:
     """The radius that was asked for, or the usual one of the norm; ValueError where there is none.

@@ -16,6 +16,7 @@ from queryfoil.attacks import ATTACKS, RULES, build_stated, settings
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
+from queryfoil.deploy.endpoint import Address, is_url
 from queryfoil.layout import Layout
 from queryfoil.losses import LOSSES
 from queryfoil.models.victim import Input, Victim, check_spec, victim
@@ -23,6 +24,8 @@ from queryfoil.run import Attack, check
 from queryfoil.task import NORMS, Task
 
 SHIPPED = Path(__file__).parent / "shipped" / "plans"
+AS_SERVED = "as served"
+"""Entry on the axis of defenses of what is audited: nobody knows its undefended network."""
 
 
 def _number(value: object) -> object:
@@ -83,7 +86,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str  # as `models.victim.victim` takes it, and the next four with it
+    model: str  # as `models.victim.victim` takes it, and the next four with it; or the URL of an audited endpoint
     output: str | None = None
     mean: Numbers | None = None
     std: Numbers | None = None
@@ -119,7 +122,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _model(self) -> Self:
-        check_spec(self.model, self.input)
+        if is_url(self.model):
+            Address.parse(self.model)
+        else:
+            check_spec(self.model, self.input)
         return self
 
     @model_validator(mode="before")
@@ -144,6 +150,11 @@ class Settings(BaseModel):
 
     def victim(self, device: str) -> Victim:
         """The model, undefended."""
+        if is_url(self.model):
+            raise ValueError(
+                f"{self.model} is an endpoint, which only `queryfoil audit` asks: it keeps a rate and counts what is "
+                "sent; run `queryfoil audit URL`"
+            )
         return victim(self.model, device, self.output, self.input)
 
     def build(self, tau: float | None = None) -> Attack[Any]:
@@ -182,6 +193,11 @@ class Cell(Settings):
         if self.trace > self.n:
             raise ValueError(f"expected trace <= n = {self.n}, but got {self.trace}")
         return self
+
+    @property
+    def audited(self) -> bool:
+        """Whether the model is what a service shows, so that there is no undefended network to compare it with."""
+        return self.place.get("defense") == AS_SERVED
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result; the label does not."""

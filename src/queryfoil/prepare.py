@@ -2,10 +2,10 @@
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from queryfoil.models.checkpoints import PUBLISHED
 from queryfoil.models.victim import Victim, classes_of
 from queryfoil.models.zoo import on_device
 from queryfoil.oracle import Model, answers
-from queryfoil.plan import Cell, Plan, digest
+from queryfoil.plan import Cell, Defense, Plan, digest
 from queryfoil.run import Attack, check
 from queryfoil.task import random_targets
 
@@ -46,7 +46,12 @@ class Stack(NamedTuple):
     name: str
     network: Victim  # undefended
     model: Any  # as it is served
-    fitted: Found
+    fits: tuple[Any, ...]  # for each defense, what `fit` found, as its `from_fit` takes it; None for one not fitted
+
+    @property
+    def fitted(self) -> Found:
+        """What `fit` found, as it is recorded."""
+        return tuple(None if fit is None else vars(fit) for fit in self.fits)
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,28 @@ class Prepared(Job):
     cell: Cell
     network: Victim  # undefended
     unseen: Images  # all that nothing was fitted on: accuracy and calibration are measured here
+    fits: tuple[Any, ...]  # as in `Stack`
     fitted: Found
+    images_hash: str  # of all images that the cell's are the first of
     shown: str  # names of the files with the scores of the unseen images: as served, and undefended
     undefended: str
     code: dict[str, str]  # modules that decide the result, and their hashes
 
 
-class Supplies:
-    """What cells are made from. Each data set, network and stack of defenses is loaded once, however many share it."""
+class Preparing(Protocol):
+    """What makes cells ready to run."""
 
-    def __init__(self, sources: Mapping[str, str | Path | None], device: str) -> None:
-        self.sources, self.device = sources, device
+    def prepare(self, cell: Cell) -> Prepared: ...
+
+
+class Supplies:
+    """What cells are made from. Each data set, network and stack of defenses is loaded once, however many share it.
+
+    `computed_on` is the kind of device that results will be computed on, where that is another one than `device`.
+    """
+
+    def __init__(self, sources: Mapping[str, str | Path | None], device: str, computed_on: str | None = None) -> None:
+        self.sources, self.device, self.computed_on = sources, device, computed_on or device
         self.source = functools.cache(self._source)
         self._networks: dict[str, Victim] = {}
         self._stacks: dict[str, Stack] = {}
@@ -86,39 +102,23 @@ class Supplies:
         targets = random_targets(images.labels, images.ids, classes, cell.seed) if cell.targeted else None
         task = cell.task(images, targets)
         task.check_classes(classes)
-        tied = not (attack.rowwise and getattr(stack.model, "rowwise", True))
-        key = name_of(
-            {
-                **cell.attack_settings(),
-                "attack": [cell.attack, settings(attack)],
-                "n": cell.n if tied else None,  # no image's result depends on how many others there are
-                "stack": stack.name,
-                "images": source.attacked_hash,
-            },
-            sorted(modules(attack)),
-            self.device,
-        )
+        key = key_of(cell, attack, stack, source.attacked_hash, self.computed_on)
         shown, undefended = (self._scores(s, source, cell) for s in (stack, plain))
         return Prepared(
             cell.label, key, attack, stack.model, task, cell.budget,
-            cell, stack.network, source.unseen, stack.fitted, shown, undefended, self._code(stack, attack),
+            cell, stack.network, source.unseen, stack.fits, stack.fitted, source.attacked_hash, shown, undefended,
+            code_of(stack, attack),
         )  # fmt: skip
 
     def stack(self, cell: Cell) -> Stack:
         """The cell's network behind its defenses."""
         asked = digest([cell.model_settings(), cell.dataset, cell.defense_settings(), cell.seed])
         if asked not in self._stacks:
-            network = self._network(cell)
-            model, fitted = self._defend(network, cell)
-            layers = zip(cell.defense_settings(), fitted, strict=True)
-            decides = {
-                "model": network.identity,
-                "input": {k: v for k, v in cell.model_settings().items() if k != "model"},
-                "defenses": [[layer, _decisive(layer["name"], found)] for layer, found in layers],
-            }
-            modules = [DEFENSES[d.name].__module__ for d in cell.defenses]
-            name = name_of(decides, ["queryfoil.models.victim", *modules], self.device)
-            self._stacks[asked] = Stack(name, network, model, fitted)
+
+            def find(model: Model, defense: Defense) -> Any:
+                return DEFENSES[defense.name].fit(*self._held_out(model, cell), **defense.arguments)
+
+            self._stacks[asked] = stack_of(cell, self._network(cell), find, self.computed_on)
         return self._stacks[asked]
 
     def _network(self, cell: Cell) -> Victim:
@@ -126,20 +126,6 @@ class Supplies:
         if asked not in self._networks:
             self._networks[asked] = cell.victim(self.device)
         return self._networks[asked]
-
-    def _defend(self, network: Victim, cell: Cell) -> tuple[Model, Found]:
-        model: Any = network
-        fitted: list[dict[str, Any] | None] = []
-        for defense in cell.defenses:
-            kind = DEFENSES[defense.name]
-            if defense.fit:
-                found = kind.fit(*self._held_out(model, cell), **defense.arguments)
-                model = kind.from_fit(model, found)
-                fitted.append(vars(found))
-            else:
-                model = kind(model, **defense.arguments)
-                fitted.append(None)
-        return model.eval(), tuple(fitted)
 
     def _held_out(self, model: Model, cell: Cell) -> tuple[Tensor, Tensor]:
         """A model's scores of the calibration images, and their labels; it is asked once for all that is fitted."""
@@ -171,16 +157,55 @@ class Supplies:
         there = on_device(attacked, self.device)  # one copy, of which all cells have a part
         return Source(there, there if unseen is attacked else on_device(unseen, self.device), *hashes)
 
-    def _code(self, stack: Stack, attack: Attack[Any]) -> dict[str, str]:
-        """The modules whose code decides the cell, with the hash of each and all that it imports."""
-        layers = stack.model.modules() if isinstance(stack.model, nn.Module) else []
-        names = {*modules(attack), *(type(layer).__module__ for layer in layers)}
-        return {name: provenance.code([name]) for name in sorted(names) if name.startswith("queryfoil.")}
-
 
 def prepare(cell: Cell, folder: str | Path | None = None, device: str = "cpu") -> Prepared:
     """One cell, ready to run; `folder` is that of its data set."""
     return Supplies({cell.dataset: folder}, device).prepare(cell)
+
+
+def stack_of(cell: Cell, network: Victim, find: Callable[[Model, Defense], Any], device: str) -> Stack:
+    """A network behind the cell's defenses; `find` gives what a fitted one takes, on what it will be put around.
+
+    `device` is what results will be computed on.
+    """
+    model: Any = network
+    fits: list[Any] = []
+    for defense in cell.defenses:
+        kind = DEFENSES[defense.name]
+        fits.append(find(model, defense) if defense.fit else None)
+        model = kind.from_fit(model, fits[-1]) if defense.fit else kind(model, **defense.arguments)
+    stack = Stack("", network, model.eval(), tuple(fits))
+    layers = zip(cell.defense_settings(), stack.fitted, strict=True)
+    decides = {
+        "model": network.identity,
+        "input": {k: v for k, v in cell.model_settings().items() if k != "model"},
+        "defenses": [[layer, _decisive(layer["name"], found)] for layer, found in layers],
+    }
+    defenses = [DEFENSES[d.name].__module__ for d in cell.defenses]
+    return stack._replace(name=name_of(decides, ["queryfoil.models.victim", *defenses], device))
+
+
+def key_of(cell: Cell, attack: Attack[Any], stack: Stack, images_hash: str, device: str) -> str:
+    """The hash of all that decides the cell's result."""
+    tied = not (attack.rowwise and getattr(stack.model, "rowwise", True))
+    return name_of(
+        {
+            **cell.attack_settings(),
+            "attack": [cell.attack, settings(attack)],
+            "n": cell.n if tied else None,  # no image's result depends on how many others there are
+            "stack": stack.name,
+            "images": images_hash,
+        },
+        sorted(modules(attack)),
+        device,
+    )
+
+
+def code_of(stack: Stack, attack: Attack[Any]) -> dict[str, str]:
+    """The modules whose code decides a cell, with the hash of each and all that it imports."""
+    layers = stack.model.modules() if isinstance(stack.model, nn.Module) else []
+    names = {*modules(attack), *(type(layer).__module__ for layer in layers)}
+    return {name: provenance.code([name]) for name in sorted(names) if name.startswith("queryfoil.")}
 
 
 def name_of(decides: dict[str, Any], modules: Iterable[str], device: str) -> str:

@@ -121,9 +121,11 @@ class Store:
 
     def _ours(self, path: Path) -> bool:
         """What may lie in a folder whose plan.json was lost or not written yet."""
-        written = {"plan": ("report.md", "report.html", "figures")}.get(self.kind, ("adversarial",))
+        written = {"plan": ("report.md", "report.html", "figures", "audit.json", "spent.json")}.get(
+            self.kind, ("adversarial",)
+        )
         return path.name in ("cells", "scores", "summary.json", "images.parquet", *written) or path.name.startswith(
-            f".{self.kind}.json."
+            (f".{self.kind}.json.", ".audit.json.")
         )
 
 
@@ -134,9 +136,10 @@ class CellStore:
         self.folder, self.key = folder, key
         self.damaged: list[Path] = []
 
-    def write(self, name: str, rows: pa.Table, seconds: float = 0.0) -> None:
-        """Write a table atomically; `seconds` is the time that it took to compute."""
-        meta = {"cell": self.key, "seconds": f"{seconds:.3f}", "versions": json.dumps(provenance.versions())}
+    def write(self, name: str, rows: pa.Table, seconds: float = 0.0, versions: dict[str, str] | None = None) -> None:
+        """Write a table atomically; `seconds` is the time that it took to compute, `versions` of what, if not here."""
+        computed_by = json.dumps(versions or provenance.versions())
+        meta = {"cell": self.key, "seconds": f"{seconds:.3f}", "versions": computed_by}
         with files.replacing(self.folder / f"{name}.parquet") as temporary:
             pq.write_table(rows.replace_schema_metadata(meta), temporary, compression="zstd", write_page_checksum=True)
 
@@ -155,12 +158,14 @@ class CellStore:
             self.damaged.append(path)
         return None
 
-    def write_chunk(self, rows: slice, attacked: pa.Table, seconds: float) -> None:
+    def write_chunk(
+        self, rows: slice, attacked: pa.Table, seconds: float, versions: dict[str, str] | None = None
+    ) -> None:
         """Write the images at these positions of the cell; damaged chunks make room for it."""
         for path in self.damaged:
             if path.name.startswith("chunk-") and self.read(path.stem, table.ATTACKED) is None:  # nobody mended it
                 path.unlink(missing_ok=True)
-        self.write(f"chunk-{rows.start:06d}-{rows.stop:06d}", attacked, seconds)
+        self.write(f"chunk-{rows.start:06d}-{rows.stop:06d}", attacked, seconds, versions)
 
     def attacked(self, n: int | None = None) -> pa.Table:
         """The first n images of the cell (or all) that chunks hold, each once, in its order."""

@@ -1,5 +1,6 @@
 """From a folder of results to the rows of a report: pure functions of what is stored, no model needed."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def rows(plan: Plan, results: list[CellResult]) -> list[dict[str, Any]]:
     for r in results:
         served = (r.cell.dataset, r.cell.seed, digest([r.cell.model_settings(), r.cell.defense_settings()]))
         if served not in measured:  # whatever the attack
-            measured[served] = _user_side(r.clean)
+            measured[served] = _alone(_user_side(r.clean)) if r.cell.audited else _user_side(r.clean)
         found.append(_row(plan, r, measured[served]))
     return found
 
@@ -139,6 +140,17 @@ def _user_side(clean: pa.Table) -> dict[str, Any]:
             for name, figure in metrics.usefulness(shown, labels, raw, draws=DRAWS).items()
         },
     }
+
+
+UNDEFENDED = re.compile(r"rank_\w+|spearman|kendall|\w+_change|near_boundary_ece")
+"""Figures of usefulness that compare with the undefended network."""
+
+
+def _alone(user_side: dict[str, Any]) -> dict[str, Any]:
+    """The same without what compares with the undefended network, which nobody knows."""
+    unknown = dict.fromkeys(("labels_changed", "ece_change", "ece_change_interval"))
+    figures = {name: figure for name, figure in user_side["usefulness"].items() if not UNDEFENDED.fullmatch(name)}
+    return user_side | unknown | {"usefulness": figures}
 
 
 def _accuracy_interval(fooled_at: np.ndarray, q: int) -> Interval:

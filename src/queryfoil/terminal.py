@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from queryfoil.chunks import Outcome, Progress
+from queryfoil.cluster import ClusterError
 from queryfoil.flags import pages
 from queryfoil.flags.flag import Flag
 from queryfoil.oracle import ModelError
@@ -41,7 +42,7 @@ def plainly(command: Callable[..., Any]) -> Callable[..., Any]:
             name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
             errors.print(f"error: {text}{name}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
-        except ModelError as error:
+        except (ModelError, ClusterError) as error:
             errors.print(f"error: {error}; what was finished is kept", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:

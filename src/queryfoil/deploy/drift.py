@@ -5,11 +5,10 @@ import threading
 from itertools import pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from queryfoil.deploy.margins import shown_margins
 from queryfoil.deploy.served import Margins
-from queryfoil.oracle import as_log_scores
 
 WINDOW = 1000  # images; with as many held out, a distance of 0.15 comes by chance once in 10^9 windows
 EVERY = 100  # images between two looks
@@ -17,18 +16,6 @@ LIMIT, GONE = 0.15, 0.1  # the distance that is told, and that under which it is
 CLOSE = 1e-4  # two margins that are the same but for rounding
 
 log = logging.getLogger(__name__)
-
-
-def shown_margins(scores: NDArray[np.float32], output: str) -> NDArray[np.float64]:
-    """The lead (N,) of the first class over the second, in units of logits, of scores (N, K) of that kind.
-
-    >>> shown_margins(np.array([[3.0, 1.0, 2.0]], np.float32), "logits")
-    array([1.])
-    """
-    z = as_log_scores(torch.from_numpy(np.ascontiguousarray(scores)).double(), output)
-    top = z.topk(2).values
-    margins: NDArray[np.float64] = (top[:, 0] - top[:, 1]).numpy()
-    return margins
 
 
 def distance(margins: NDArray[np.float64], fitted: Margins) -> float:

@@ -1,14 +1,12 @@
-"""One file with a model and its protection, for a server without this library: ONNX, or torch.export's pt2."""
+"""One file with a model and its protection, for a server without this library: ONNX, torch.export's pt2, or NumPy."""
 
 import io
 import json
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +16,14 @@ from queryfoil import __version__, files, provenance
 from queryfoil.checks import lookup
 from queryfoil.defenses.calibration import Fit, check_held_out
 from queryfoil.defenses.terrace_fit import TerraceFit
-from queryfoil.deploy.graph import Protected, Protection, off_borders
-from queryfoil.models.victim import Victim
+from queryfoil.deploy import as_numpy, as_onnx
+from queryfoil.deploy.as_onnx import METADATA, OUTPUT
+from queryfoil.deploy.graph import Protected, Protection, Wanted, off_borders
+from queryfoil.models.victim import Input, Victim, _Session
 
-METADATA, OUTPUT = "queryfoil", "scores"
 BATCHES = (1, 3, 64)
 TOLERANCE = 1e-3  # of margins of the file against those of the module
 QUANTILES = np.linspace(0, 1, 21)
-LOOPS = {"Loop", "Scan", "If", "SequenceMap"}
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,33 @@ def export(
 ) -> Exported:
     """Write a network behind its protection to a file, and check the file against the module.
 
-    network: as `models.victim.victim` gives it, for images (N, *shape); None writes the protection alone, from scores
-    (N, K) of the kind `given`. found: what `qf.fit` found; None leaves the scores as they are. to: "onnx", whose input
-    is `images` and whose output `scores` (`scores` and `shown` for the protection alone), or "pt2". softmax: show
-    probabilities. held_out: the logits and labels that were fitted on, whose hash and shown margins are written beside
-    the parameters.
+    network: as `models.victim.victim` gives it, for images (N, *shape), an ONNX file too; None writes the protection
+    alone, from scores (N, K) of the kind `given`. found: what `qf.fit` found; None leaves the scores as they are. to:
+    "onnx", whose input is `images` and whose output `scores` (`scores` and `shown` for the protection alone), "pt2",
+    or, for the protection alone, "numpy", a Python file with a function `protect`. softmax: show probabilities.
+    held_out: the logits and labels that were fitted on, whose hash and shown margins are written beside the parameters.
 
     ValueError where something is missing, cannot be exported, or where the file gives another label, or a margin that
     differs by more than 1e-3; then there is no file.
     """
     path = Path(path)
-    write = lookup({"onnx": _onnx, "pt2": _pt2}, to, "format")
+    write = lookup({"onnx": _onnx, "pt2": _pt2, "numpy": _numpy}, to, "format")
     kind = given if network is None else network.output
     if network is not None and not network.deterministic:
         raise ValueError(
             "expected a network that gives the same image the same scores, but this one draws at random, which a graph "
             "would freeze or lose; export another, or the protection alone"
         )
+    if to == "numpy" and network is not None:
+        raise ValueError(
+            "a NumPy file holds the protection alone, not the network; write it by `queryfoil export scores OUT.py "
+            "--fit FIT --to numpy`, or the network too with --to onnx"
+        )
+    file = None if network is None else _onnx_file(network)
+    if file is not None:
+        if to != "onnx":
+            raise ValueError(f"expected an ONNX network, {file}, to be written as onnx, but got {to}")
+        shape = shape or _sides(network)
     protection = Protection(found, kind, "probs" if softmax else kind).eval()
     module: nn.Module = protection if network is None else Protected(network, protection).eval()
     if held_out is not None:
@@ -103,6 +111,13 @@ def export(
         ask = write(module, name, sample[:2].clone(), json.dumps(about), temporary)
         near, largest = _compare(ask, sample, expected, Protection(None, kind)._log_scores(scores), found, protection)
     return Exported(path, path.stat().st_size, len(sample), near, largest)
+
+
+def _sides(network: Victim | None) -> tuple[int, int, int] | None:
+    """Of the images that an ONNX network takes, as far as its file says so and nothing is resized."""
+    ask = None if network is None or network.input.size is not None else network.ask
+    sides = tuple(ask.shape[1:]) if isinstance(ask, _Session) else ()
+    return (sides[0], sides[1], sides[2]) if sides and all(isinstance(side, int) for side in sides) else None
 
 
 def _images(shape: tuple[int, int, int] | None) -> Tensor:
@@ -202,53 +217,22 @@ def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
 
 
 def _onnx(module: nn.Module, name: str, example: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ModuleNotFoundError as error:
-        raise ValueError(f"ONNX files need the package {error.name}: install queryfoil[export]") from None
-    program = _program(module, example)
-    for node in program.graph.nodes:
-        if node.target is torch.ops.aten.clamp.default:  # torch's exporter fails for a float and an integer bound
-            node.args = (node.args[0], *(float(bound) if isinstance(bound, int) else bound for bound in node.args[1:]))
-    told = logging.getLogger("torch.onnx")
-    level, shown = told.level, OUTPUT if name != OUTPUT else "shown"
-    told.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's exporter, about its own parts
-            made = torch.onnx.export(
-                program, input_names=[name], output_names=[shown], dynamo=True, verbose=False,
-                dynamic_shapes=({0: "batch"},),
-            )  # fmt: skip
-    finally:
-        told.setLevel(level)
-    if made is None:
-        raise ValueError("torch.onnx gave no graph for this model")
-    proto = made.model_proto
-    if loops := sorted({node.op_type for node in _nodes(proto.graph)} & LOOPS):
-        raise ValueError(f"expected a graph without loops and branches, but it has {', '.join(loops)}")
-    for part in (*_nodes(proto.graph), proto.graph, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        part.ClearField("metadata_props")  # torch's: source lines and paths of this machine
-        part.ClearField("doc_string")
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA, about
-    onnx.checker.check_model(proto)
-    path.write_bytes(proto.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {name: x.cpu().numpy()})[0])
+    as_onnx.needs()
+    file = _onnx_file(module.network) if isinstance(module, Protected) else None
+    if not isinstance(module, Protected) or file is None:
+        shown = OUTPUT if name != OUTPUT else "shown"
+        return as_onnx.write(as_onnx.graph_of(_program(module, example), name, shown), about, path)
+    scores, wanted = module.network(example), module.network.input
+    parts = [as_onnx.read(file), as_onnx.graph_of(_program(module.protection, scores), OUTPUT, "shown")]
+    if isinstance(wanted, Input) and wanted != Input():
+        parts.insert(0, as_onnx.graph_of(_program(Wanted(wanted), example), "images", "wanted"))
+    return as_onnx.write(as_onnx.chain(parts, tuple(example.shape[1:])), about, path)
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes of an ONNX graph, those of graphs inside among them."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+def _onnx_file(network: nn.Module) -> Path | None:
+    """The ONNX file that a network is, if it is one."""
+    ask = network.ask if isinstance(network, Victim) else None
+    return ask.path if isinstance(ask, _Session) else None
 
 
 def _pt2(module: nn.Module, name: str, example: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
@@ -262,3 +246,9 @@ def _pt2(module: nn.Module, name: str, example: Tensor, about: str, path: Path) 
     path.write_bytes(content.getvalue())
     loaded: Callable[[Tensor], Tensor] = torch.export.load(io.BytesIO(content.getvalue())).module()
     return loaded
+
+
+def _numpy(module: nn.Module, name: str, example: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
+    if not isinstance(module, Protection):
+        raise TypeError(f"expected a protection, but got {type(module).__name__}")
+    return as_numpy.write(module, about, path)

@@ -23,13 +23,15 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A shipped name, NAME=PATH of published weights, or `module:function`; or `scores`, which writes the "
-            "protection alone, from scores to shown scores, for a network that is elsewhere.",
+            help="A shipped name, NAME=PATH of published weights, `module:function` or an ONNX file; or `scores`, "
+            "which writes the protection alone, from scores to shown scores, for a network that is elsewhere.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
     fit: Annotated[Path | None, typer.Option(help="What `queryfoil fit` wrote for this model.")] = None,
-    to: Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help="onnx, pt2 (torch.export), or numpy: the protection alone as a Python file.")
+    ] = "onnx",
     shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="Of an image; known for shipped models.")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Show probabilities, whatever the model gives.")] = False,
     held_out: Annotated[
@@ -68,11 +70,6 @@ def command(
             raise ValueError("the protection alone sees no images; leave out --shape, --mean, --std and --size")
         done = export(None, found, out, to=to, softmax=softmax, given=output or "logits", held_out=sample)
     else:
-        if Path(model).suffix == ".onnx":
-            raise ValueError(
-                f"{model} is no PyTorch model, so no graph can be made of it here; write the protection alone by "
-                f"`queryfoil export scores OUT --fit FIT`, and put it behind {model} (onnx.compose.merge_models)"
-            )
         read = TypeAdapter(Numbers | None).validate_python
         chosen = Input(read(mean), read(std), size)
         network = victim(model, output=output, input=chosen)

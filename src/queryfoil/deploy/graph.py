@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from queryfoil.checks import lookup
-from queryfoil.defenses import disguise as aaa
 from queryfoil.defenses.calibration import Fit
 from queryfoil.defenses.scores import single
 from queryfoil.defenses.terrace_fit import TerraceFit
 from queryfoil.defenses.terraces import Terraces
-from queryfoil.models.victim import OUTPUTS
+from queryfoil.deploy.exact import Exact
+from queryfoil.models.victim import OUTPUTS, Input
 from queryfoil.oracle import SMALLEST, from_log_scores
 
 
@@ -30,7 +30,7 @@ class Protection(nn.Module):
 
     def __init__(self, found: Fit | TerraceFit | None, given: str = "logits", shown: str | None = None) -> None:
         super().__init__()
-        self.given, self.shown = given, shown or given
+        self.given, self.shown, self.found = given, shown or given, found
         for kind in (self.given, self.shown):
             lookup(OUTPUTS, kind, "kind of scores")
         if isinstance(found, Fit) and found.solver != "exact":
@@ -38,7 +38,7 @@ class Protection(nn.Module):
                 "expected a fit with the solver exact, but got adam, whose steps follow gradients, which an exported "
                 "graph has none of; fit with --solver exact"
             )
-        self.aaa = found if isinstance(found, Fit) else None
+        self.aaa = Exact(found) if isinstance(found, Fit) else None
         self.terraces = Terraces.from_fit(nn.Identity(), found) if isinstance(found, TerraceFit) else None
         self.classes = None if found is None else found.classes
 
@@ -52,14 +52,8 @@ class Protection(nn.Module):
         if self.aaa is None and self.terraces is None and self.given == self.shown:
             return scores
         z = self._log_scores(scores.detach().to(single(scores.dtype)))
-        if self.aaa is not None:
-            s = self.aaa
-            # what `disguise` does after its checks
-            shown = aaa._exact(z, s.curve, s.tau, s.alpha, s.beta, s.temperature)
-            shown = shown.clamp_min(torch.finfo(z.dtype).min).where(z.isfinite().all(-1, keepdim=True), torch.nan)
-        else:
-            shown = z if self.terraces is None else self.terraces(z)
-        return from_log_scores(shown, self.shown)
+        defense = self.aaa or self.terraces
+        return from_log_scores(z if defense is None else defense(z), self.shown)
 
     def _log_scores(self, scores: Tensor) -> Tensor:
         """As `oracle.as_log_scores`, but NaN for what is no probability, as an error would depend on values."""
@@ -80,6 +74,18 @@ class Protected(nn.Module):
         """Shown scores (N, K)."""
         shown: Tensor = self.protection(self.network(images)).float()
         return shown
+
+
+class Wanted(nn.Module):
+    """What a network wants done to images (N, C, H, W), as a module."""
+
+    def __init__(self, input: Input) -> None:
+        super().__init__()
+        self.input = input
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the network wants them."""
+        return self.input(images)
 
 
 def off_borders(z: Tensor, found: Fit | TerraceFit | None, near: float = 1e-4) -> Tensor:

@@ -27,7 +27,8 @@ def of_folder(results: Sequence[CellResult]) -> Flagged:
     several = len({model for model, _ in found}) > 1
     judged_: list[tuple[str, list[Flag]]] = []
     for (model, _), pairs in found.items():
-        plain = [made for _, made in found.get((model, ""), [])]
+        audited = pairs[0][0].cell.audited  # has no undefended network
+        plain = [] if audited else [made for _, made in found.get((model, ""), [])]
         flags = [*of_results([made for _, made in pairs], plain), _leak(pairs[0][0], images)]
         name = _name(pairs[0][0], len(pairs), several)
         judged_.append((name, sorted(flags, key=lambda flag: number(flag.id))))

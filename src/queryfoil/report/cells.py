@@ -44,6 +44,8 @@ def columns(rows: list[Row]) -> list[Column]:
     ]
     if "ece" not in rows[0]:
         return found
+    if all(row["labels_changed"] is None for row in rows):  # nobody knows the undefended network
+        return [*found, Column("ECE", "expected calibration error (15 bins), on the attacked images before any attack")]
     return [
         *found,
         Column("ECE", "expected calibration error (15 bins) on images that nothing was fitted on; below, its change"),
@@ -64,6 +66,8 @@ def entries(row: Row, at: list[int]) -> list[Entry]:
     ece = f"{_interval(row['ece_interval'])}, n = {unseen}"
     if row["defenses"]:
         ece += f"; change {100 * row['ece_change']:+.2f} ({_interval(row['ece_change_interval'])})"
+    if changed is None:
+        return [*found, Entry(percent(row["ece"]), ece)]
     return [
         *found,
         Entry(percent(row["ece"]), ece),

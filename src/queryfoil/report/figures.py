@@ -246,6 +246,8 @@ def _of_layout(plan: Plan, results: Sequence[CellResult], kind: str) -> list[Pic
     rows: dict[str, list[CellResult]] = {}
     for r in results:
         rows.setdefault(sheets.row_label(plan.layout, r), []).append(r)
+    if len({r.cell.place[axis] for r in results}) == 1:  # one column: all its rows in one figure
+        return [accuracy_over_queries([row[0] for row in rows.values()], list(rows))]
     return [
         accuracy_over_queries(row, [r.cell.place[axis] for r in row], label) for label, row in rows.items() if row[1:]
     ]

@@ -186,9 +186,10 @@ def _clean(r: CellResult) -> str:
 def _auroc(r: CellResult) -> str:
     """How well the confidence tells right answers from wrong ones, in percent, with half a bootstrap interval."""
     probs, labels = shown(r)
-    found = metrics.percentiles(
-        np.array([metrics.auroc(probs[rows], labels[rows]) for rows in metrics.bootstrap(len(labels), draws=200)])
-    )
+    values = np.array([metrics.auroc(probs[rows], labels[rows]) for rows in metrics.bootstrap(len(labels), draws=200)])
+    if np.isnan(metrics.auroc(probs, labels)):
+        return "–"  # no wrong answer, or no right one
+    found = metrics.percentiles(values[~np.isnan(values)])
     return f"{100 * metrics.auroc(probs, labels):.1f} ± {50 * (found.high - found.low):.1f}"
 
 
