@@ -9,8 +9,10 @@ from torch import nn
 import queryfoil as qf
 from helpers import Linear, Negated, Plateau, Watch, images, labels_of
 from queryfoil.attacks import READINGS, RULES, TACTICS, build, modules, settings
+from queryfoil.attacks.acceptance import Opposite
 from queryfoil.attacks.adaptive import Adaptive
 from queryfoil.attacks.nes import NES
+from queryfoil.attacks.op_share import OppositeShare
 from queryfoil.attacks.readings import InvertDashed, InvertLinear, LogitSum, ScaleFree
 from queryfoil.attacks.square import Square
 from queryfoil.attacks.tactics import Annealing, Drift, Explore, Reverse, SwitchDirection
@@ -89,6 +91,44 @@ def test_annealing_heats_again_after_more_refusals_than_its_patience():
 def test_explore_accepts_a_fall_and_else_its_share():
     assert walk(Explore(0.5), [-1.0, 1.0, 0.0], torch.tensor([0.5]))[0] == [True, False, False]
     assert walk(Explore(0.5), [-1.0, 1.0, 0.0], torch.tensor([0.49]))[0] == [True, True, True]
+
+
+def test_the_opposite_search_by_share_does_not_depend_on_the_scale_of_the_scores():
+    class Scaled(nn.Module):
+        def __init__(self, model, by):
+            super().__init__()
+            self.model, self.by = model, by
+            self.eval()
+
+        def forward(self, x):
+            return self.by * self.model(x)
+
+    model, x = Linear(), images(20)
+    task = Task.create(x, labels_of(model, x), eps=16 / 255)
+    found = {
+        (name, by): run(build("square", name, **hyper), Scaled(model, by), task, 40).adversarial
+        for name, hyper in (("op_share", {"share": 0.3}), ("op", {"threshold": 0.3}))
+        for by in (1.0, 1 / 64)
+    }
+    assert torch.equal(found["op_share", 1.0], found["op_share", 1 / 64])
+    assert not torch.equal(found["op", 1.0], found["op", 1 / 64])
+
+
+def test_the_opposite_search_by_share_is_op_at_the_threshold_of_each_image():
+    losses, rule = torch.tensor([4.0, -4.0, 10.0]), OppositeShare(0.25)
+    memory = rule.start(losses)
+    for step in (-3.0, -1.01, -1.0, -0.99, 0.0, 0.5):
+        accepted, kept = rule.decide(losses, losses + step, memory, torch.zeros(3))
+        for i, threshold in enumerate((1.0, 1.0, 2.5)):
+            one = losses[i : i + 1]
+            expected, _ = Opposite(threshold)(one, one + step, one)
+            assert accepted[i] == expected[0]
+        assert kept is memory
+    with pytest.raises(ValueError, match="expected share > 0"):
+        OppositeShare(0.0)
+    with pytest.raises(ValueError, match="square does not take these hyper-parameters: threshold"):
+        build("square", "op_share", threshold=1.0)
+    assert settings(build("square", "op_share", share=0.2))["share"] == 0.2
 
 
 @pytest.mark.parametrize("name", TACTICS)

@@ -292,7 +292,7 @@ def test_texts_become_the_values_that_they_look_like() -> None:
         (["--set", "p_init"], "expected a hyper-parameter as KEY=VALUE, each key once, but got 'p_init'"),
         (["--set", "horizon=5", "--set", "horizon=6"], "each key once, but got 'horizon=6'"),
         (["--set", "p_int=0.1"], "square does not take these hyper-parameters: p_int"),
-        (["--set", "tau=2"], "square does not take these hyper-parameters: tau"),
+        (["--set", "tau=2"], "no part of this attack takes tau, so tau=2 would have no effect"),
         (["--set", "p_init=2.0"], "expected p_init in (0, 1], but got 2.0"),
         (["--set", "p_init=half"], "expected p_init in (0, 1], but got 'half'"),
         (["--defense", "aa"], "did you mean 'aaa'"),

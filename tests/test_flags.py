@@ -220,10 +220,9 @@ def test_trend(linear: Linear) -> None:
     assert leaked.raised
     assert abs(leaked.figures["margin"]) < 0.3
     assert leaked.figures["strongest_feature"] > 0.8
-    for model in (linear, defended("rls", linear)):
-        flag = scores.trend(subject(model, linear))
-        assert flag.status == "clear"
-        assert flag.figures["margin"] == pytest.approx(1, abs=0.01)
+    flag = scores.trend(subject(linear, linear))
+    assert flag.status == "clear"
+    assert flag.figures["margin"] == pytest.approx(1, abs=0.01)
     constant = Around(linear, lambda z, x: z - z + torch.eye(10)[0])
     assert "8 images" in scores.trend(subject(linear, constant)).missing
     assert scores.trend(subject(linear, None)).status == "not judged"
@@ -236,9 +235,78 @@ def test_jumps(linear: Linear) -> None:
     assert jumps.jumps(subject(defended("dld", linear, tau=2.0), linear)).raised
     unknown = jumps.jumps(subject(defended("aaa", linear, tau=2.0, beta=0.0), None))
     assert unknown.figures["tau_if_linear"] == pytest.approx(2, rel=0.05)
-    for model in (linear, Scaled(linear, 3), defended("label_only", linear), defended("temperature", linear)):
+    for model in (linear, Scaled(linear, 3), defended("temperature", linear)):
         assert jumps.jumps(subject(model, linear)).status == "clear"
     assert jumps.jumps(subject(linear, None)).status == "clear"
+
+
+def test_each_point_of_a_trend_has_a_draw_of_its_own(linear: Linear) -> None:
+    loud = scores.trend(subject(defended("output_noise", linear, std=1000.0), linear))
+    assert abs(loud.figures["margin"]) < 0.2
+    quiet = scores.trend(subject(defended("output_noise", linear, std=1.0), linear))
+    assert 0.2 < quiet.figures["margin"] < 0.99
+    scaled = scores.trend(subject(defended("rls", linear), linear))  # whose factor hides the margin, but no ratio
+    assert scaled.figures["margin"] < 0.7
+    assert "the margin over the distance to the third (scale-free) has the strongest" in scaled.measured
+
+
+def test_images_near_the_boundary_and_first_steps_are_asked_as_queries_of_their_own(linear: Linear) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def heard(z: Tensor, x: Tensor) -> Tensor:
+        drawn = rng._rows.get()
+        if drawn is not None:
+            asked.extend(zip(drawn[1].tolist(), drawn[2].tolist(), strict=True))
+        return z
+
+    for judge in (labels.label_flips, scores.degenerate_scores, answers.chance):
+        for raw in (linear, None):
+            if judge is labels.label_flips and raw is None:
+                continue
+            asked.clear()
+            judge(subject(Around(linear, heard), raw))
+            assert len(set(asked)) == len(asked) > N, judge
+
+
+def test_no_jump_is_told_of_margins_that_are_not_there(linear: Linear) -> None:
+    for name, settings in (("label_only", {}), ("top_k", {"k": 1})):
+        for raw in (linear, None):
+            flag = jumps.jumps(subject(defended(name, linear, **settings), raw))
+            assert flag.status == "not judged"
+            assert "but one are shown with a probability of 0" in flag.missing
+    unsure = Scaled(linear, 0.3)  # of which the second class is shown now and then
+    for name, settings in (("top_k", {"k": 2}), ("high_confidence", {"threshold": 0.15})):
+        for raw in (unsure, None):
+            flag = jumps.jumps(subject(defended(name, unsure, **settings), raw))
+            assert flag.status == "clear", flag.measured
+            hidden = name == "high_confidence"
+            assert (flag.figures["steps_without_a_margin"] > 0) == ("steps left out" in flag.measured) == hidden
+
+
+def test_jumps_of_a_margin_that_is_there_are_told_though_it_is_not_everywhere(linear: Linear) -> None:
+    unsure = Scaled(linear, 0.3)
+    shown = defended("high_confidence", defended("aaa", unsure, tau=0.1, beta=0.0), threshold=0.15)
+    for raw in (unsure, None):
+        flag = jumps.jumps(subject(shown, raw))
+        assert flag.raised, flag.measured
+        assert flag.figures["tau_if_linear"] == pytest.approx(0.1, rel=0.1)
+        assert 0 < flag.figures["steps_without_a_margin"] < flag.figures["steps"]
+
+
+def test_jumps_are_not_told_of_what_draws_anew(linear: Linear) -> None:
+    for name in ("input_noise", "output_noise", "rls"):
+        assert "see F3" in jumps.jumps(subject(defended(name, linear), linear)).missing
+
+    def near(z: Tensor, x: Tensor) -> Tensor:
+        # only where two classes are close: most images themselves repeat
+        return z + (top_lead(z) < 0.1)[:, None] * rng.noise_like(z)
+
+    some = subject(Around(linear, near, deterministic=False), linear)
+    clear = top_lead(linear(some.task.images)) > 0.1
+    again = some.shown(some.task.images, query=5)
+    assert bool(clear.any())
+    assert bool(same(some.clean, again)[clear].all())
+    assert "see F3" in jumps.jumps(some).missing
 
 
 class Timed(nn.Module):

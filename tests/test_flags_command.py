@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 import queryfoil as qf
 from helpers import Linear, images, labels_of, levels
-from queryfoil import bench, cli, plan, summary
+from queryfoil import bench, cli, files, plan, summary
 from queryfoil.defenses import DEFENSES
-from queryfoil.flags import FLAGS, stored, suite
+from queryfoil.flags import FLAGS, prepared, stored, suite
 from queryfoil.flags.flag import PAGE, page_of
 from queryfoil.report import page
 from queryfoil.store import Store
@@ -61,8 +62,9 @@ def test_the_command_writes_what_it_prints_and_says_first_what_it_costs(tmp_path
     found = {flag["id"]: flag for flag in written["flags"]}
     assert [*found] == [*FLAGS]
     assert {id for id, flag in found.items() if flag["status"] == "raised"} >= {"F5", "F9"}
-    clear = {"F1", "F2", "F3", "F4", "F10", "F11", "F13", "F14", "F15", "F18", "F19"}
+    clear = {"F1", "F2", "F3", "F4", "F10", "F13", "F14", "F15", "F18", "F19"}
     assert {id for id, flag in found.items() if flag["status"] == "clear"} >= clear
+    assert found["F11"]["status"] == "not judged"  # there is no margin
     assert written["defense"]["name"] == "label_only"
     html = (out / "check.html").read_text()
     assert f"{sum(f['raised'] for f in found.values())} of 20 flags are raised" in html
@@ -75,6 +77,31 @@ def test_the_command_writes_what_it_prints_and_says_first_what_it_costs(tmp_path
     assert again.exit_code == 0, again.output
     second = {f["id"]: f for f in json.loads((out / "check.json").read_text())["flags"]}
     assert all(second[id] == found[id] for id in found if id != "F20")  # which takes the time
+
+
+def test_a_killed_process_leaves_no_page_without_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    for name in prepared.FILES:
+        (tmp_path / name).write_text("of an earlier check")
+    write = files.write_text
+    for kill in range(3):
+        left = kill
+
+        def until_killed(path: Path, text: str) -> None:
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            write(path, text)
+
+        monkeypatch.setattr(files, "write_text", until_killed)
+        with pytest.raises(Killed) if kill < 2 else nullcontext():
+            prepared._write(tmp_path, "data", "page")
+        found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+        assert "check.html" not in found or found == {"check.json": "data", "check.html": "page"}
+        assert "check.json" in found
 
 
 def test_a_leak_and_wrong_settings(tmp_path: Path) -> None:

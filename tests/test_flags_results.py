@@ -199,8 +199,30 @@ def test_clean_set() -> None:
     assert counting.clean_set([wrong], [record(50, defense="")]).figures["differ"] == 2
     assert counting.clean_set([wrong], [record(50, defense="")]).raised
     assert counting.clean_set([record(40)], [record(50, defense="")]).status == "clear"
-    assert counting.clean_set([record(40, n=90)], [record(50, defense="")]).raised  # other images
     assert counting.clean_set([wrong], []).status == "not judged"
+
+
+def test_clean_sets_are_compared_in_all_pairs_and_on_what_both_have() -> None:
+    none = record(50, defense="")
+    fewer = counting.clean_set([record(40, n=90)], [none])
+    assert fewer.status == "clear"  # fewer images are no other answers
+    assert (fewer.figures["images"], fewer.figures["partly"]) == (90, 1)
+    late = record([5] * 5 + [1, 1, 1], seed=1)
+    flag = counting.clean_set([record(40), late], [none, record(70, defense="", accept="op")])
+    assert flag.raised
+    assert (flag.figures["differ"], flag.figures["images"], flag.figures["pairs"]) == (3, N, 4)
+    plain = [none, record([1] * 7, defense="", accept="op")]
+    assert counting.clean_set([record(40)], plain).figures["differ"] == 7
+    for other in ({"dataset": "others"}, {"model": "another"}, {"targeted": True}, {"ids": np.arange(N) + N}):
+        assert counting.clean_set([record([1] * 9, **other)], [none]).status == "not judged", other
+    ours, theirs = record([1] * 9), record([1] * 9, defense="")
+    assert counting.clean_set([record(9, dataset="b"), ours], [theirs]).status == "clear"
+
+
+def test_no_flag_of_a_model_without_a_defense_speaks_of_one_that_protects() -> None:
+    flag = results.scores_useless([record(50, defense=""), blind(50, defense="")])
+    assert flag.raised
+    assert "defense" not in flag.measured + flag.why
 
 
 def test_flags_of_images_that_are_all_wrong_are_not_judged() -> None:

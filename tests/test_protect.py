@@ -51,6 +51,24 @@ def test_logits_that_are_all_tied_are_refused(objective: str) -> None:
         qf.fit(torch.zeros(100, 5), torch.zeros(100, dtype=torch.int64), objective=objective)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"objective": "greedy"}, {"objective": "greedy", "curve": "sine"}, {"objective": "paper"}, {}]
+)
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_logits_that_are_all_but_tied_are_named_as_what_is_wrong(settings: dict[str, str], offset: float) -> None:
+    logits, labels = drawn(500, 5)
+    with pytest.raises(ValueError, match=r"expected logits whose best class leads .* none by more than \d") as error:
+        qf.fit((logits * 2e-8 + offset), labels, **settings)  # type: ignore[arg-type]
+    assert "tau" not in str(error.value)
+
+
+def test_a_period_too_small_for_float32_is_told_of_the_logits() -> None:
+    logits, labels = drawn(500, 5)
+    small = logits * (1e-6 / float(logits.topk(2).values.diff().abs().median()))
+    with pytest.raises(ValueError, match="these 500 rows half lead by at most 1e-06"):
+        qf.fit(small, labels, objective="greedy")
+
+
 def test_the_curve_of_terraces_takes_its_key_and_nothing_else() -> None:
     logits, labels = drawn(1000, 5)
     found = qf.fit(logits, labels, allowed=0.05)

@@ -13,6 +13,7 @@ from queryfoil.defenses.coarse import LabelOnly
 from queryfoil.defenses.terrace_fit import TerraceFit, fit
 from queryfoil.defenses.terraces import Terraces, terraced
 from queryfoil.losses import LOSSES
+from queryfoil.oracle import SMALLEST
 from queryfoil.run import run
 from queryfoil.task import Task
 
@@ -232,3 +233,31 @@ def test_another_number_of_classes_is_refused() -> None:
         terraced(torch.zeros(2, 4), key())
     with pytest.raises(ValueError, match="expected scores of 3 classes"):
         Terraces.from_fit(nn.Flatten(), key())(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_first_places_of_a_thousand_classes_fall_strictly_and_all_others_are_level(ranks: int) -> None:
+    classes = 1000
+    logits, labels = drawn(2000, classes, seed=ranks, scale=4.0)
+    found = fit(logits, labels, ranks=ranks, allowed=0.2)
+    fresh, _ = drawn(1500, classes, seed=100 + ranks, scale=4.0)
+    # as they are, nearly level, sure, and tied
+    odd = torch.cat([fresh, 1e-3 * fresh[:200], 30 * fresh[:200], (4 * fresh[:200]).round(), torch.zeros(1, classes)])
+    asked = {"logits": odd, "probs": odd.double().softmax(1).float().clamp_min(SMALLEST)}  # as the defense reads them
+    ways = [("logits", terraced(odd, found)), ("logits", Terraces.from_fit(nn.Identity(), found)(odd))]
+    for kind, shown in [*ways, ("probs", Terraces.from_fit(Probabilities(), found)(odd))]:
+        places = asked[kind].sort(dim=1, descending=True, stable=True).indices  # of ties the lower index
+        ordered = shown.gather(1, places)
+        assert shown.dtype == torch.float32
+        assert bool((ordered[:, :ranks].diff(dim=1) < 0).all())
+        assert bool((ordered[:, ranks - 1] > ordered[:, ranks]).all())
+        assert bool((ordered[:, ranks:] == ordered[:, ranks : ranks + 1]).all())
+
+
+class Probabilities(nn.Module):
+    """What it is given as logits, as probabilities in single precision."""
+
+    output = "probs"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double().softmax(1).float()

@@ -1,5 +1,6 @@
 """The worst case over attacks and seeds, and the frontier."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from queryfoil import table
+from queryfoil import plan, table
 from queryfoil.report import frontier
-from queryfoil.report.worst import behind, worst
+from queryfoil.report.worst import Worst, behind, worst
 
 NEVER = int(table.fooled_at(pa.table({"fooled_at": pa.array([None], pa.int64())}))[0])
 
@@ -20,6 +21,7 @@ def cell(
     loss: str | None = "margin",
     ids: list[int] | None = None,
     attack: str = "square",
+    **where: Any,
 ) -> Any:
     ids = list(range(len(fooled_at))) if ids is None else ids
     attacked = pa.table({"id": ids, "fooled_at": pa.array(fooled_at, pa.int64())})
@@ -31,7 +33,8 @@ def cell(
             "undefended_scores": pa.array(np.log(confidence).astype(np.float32).tolist(), table.SCORES),
         }
     )
-    settings = SimpleNamespace(seed=seed, loss=loss, attack=attack, accept="greedy")
+    ball = {"dataset": "fashion-mnist", "norm": "linf", "eps": 0.1, "targeted": False}
+    settings = SimpleNamespace(seed=seed, loss=loss, attack=attack, accept="greedy", **{**ball, **where})
     return SimpleNamespace(cell=settings, info={"hyper": {}}, attacked=attacked, clean=clean)
 
 
@@ -65,6 +68,8 @@ def test_seeds_with_other_attacks_or_other_images_are_refused() -> None:
         worst([cell([5]), cell([5], seed=1, attack="simba")])
     with pytest.raises(ValueError, match="2 sets of images"):
         worst([cell([5]), cell([5], ids=[9])])
+    with pytest.raises(ValueError, match=r"in one ball and with one goal, but got .*linf 0\.1 and .*linf 0\.2"):
+        worst([cell([5]), cell([5], eps=0.2)])
 
 
 def test_the_bound_of_a_difference_is_paired_and_one_sided() -> None:
@@ -75,6 +80,115 @@ def test_the_bound_of_a_difference_is_paired_and_one_sided() -> None:
     assert change == pytest.approx(-0.05)
     assert -0.10 < low < -0.05  # unpaired the spread would be twice that
     assert behind(better, better, 100) == (0.0, 0.0)
+
+
+def of(*cells: Any) -> Worst:
+    found = worst(cells)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (cell([5] * 3), "expected two worst cases on the same images, but 1 of 4 and 3 are in one alone"),
+        (cell([5] * 4, ids=[0, 1, 2, 9]), "2 of 4 and 4 are in one alone"),
+        (cell([5] * 4, eps=0.2), r"linf 0\.1 and fashion-mnist, linf 0\.2"),
+        (cell([5] * 4, norm="l2"), r"fashion-mnist, l2 0\.1 and fashion-mnist, linf 0\.1"),
+        (cell([5] * 4, dataset="cifar10"), "cifar10"),
+        (cell([5] * 4, targeted=True), "targeted"),
+        (cell([5] * 4, seed=3), r"a seed in common, but got \(0,\) and \(3,\)"),
+    ],
+)
+def test_worst_cases_that_cannot_be_compared_are_refused(other: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        behind(of(cell([None] * 4)), of(other), 10)
+
+
+def test_a_difference_is_of_the_same_images_and_seeds_in_whatever_order() -> None:
+    a = of(cell([5, None, None], seed=1), cell([5, 5, None], seed=0))
+    b = of(cell([None, 5, 5], seed=0, ids=[2, 1, 0]), cell([5, 5, 5], seed=2, ids=[2, 1, 0]))
+    assert behind(a, b, 10) == (0.0, 0.0)  # of seed 0 alone, image by image
+    assert behind(of(cell([5, 5, None])), b, 10) == (0.0, 0.0)
+
+
+COMPARED = """
+name = "compared"
+about = "A ceiling"
+[defaults]
+dataset = "fashion-mnist"
+model = "fashion-resnet"
+attack = "square"
+eps = "16/255"
+budget = 9
+n = 5
+[[grid]]
+defense = ["none", "labels alone"]
+attacker = ["greedy", "drift"]
+seed = [0, 1]
+[[grid]]
+defense = ["labels alone"]
+attacker = ["blind"]
+seed = [0]
+[axis.defense]
+none = {}
+"labels alone" = { defenses = [{ name = "label_only" }] }
+[axis.attacker]
+greedy = {}
+drift = { accept = "drift" }
+blind = { attack = "blind_square", n = 3, eps = "8/255" }
+[layout]
+rows = ["attacker"]
+users = []
+columns = "defense"
+over = "seed"
+worst = true
+ceiling = "labels alone"
+at = [5]
+"""
+"""The attacker who sees labels alone is in no worst case, and may have other images."""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("none = {}", "none = { n = 4 }", "none is compared with the ceiling labels alone, on one n, but got 5"),
+        ("none = {}", 'none = { eps = "8/255" }', "on one eps"),
+        ("none = {}", 'none = { norm = "l2", eps = "16/255" }', "on one norm"),
+        ("none = {}", "none = { budget = 8 }", "on one budget, but got 9 .* and 8"),
+        ("none = {}", 'none = { dataset = "cifar10" }', "on one dataset"),
+        ("none = {}", "none = { targeted = true }", "on one targeted"),
+        ("none = {}", 'none = { model = "fashion-wrn" }', "on one model"),
+        ("drift = { ", "drift = { n = 4, ", "the worst case of none needs one n, but got 5"),
+        ('"drift"]\nseed = [0, 1]', '"drift"]\nseed = [2]', None),
+        (
+            'defense = ["none", "labels alone"]\nattacker = ["greedy", "drift"]\nseed = [0, 1]',
+            'defense = ["none"]\nattacker = ["greedy"]\nseed = [0]\n[[grid]]\n'
+            'defense = ["labels alone"]\nattacker = ["greedy"]\nseed = [1, 2]',
+            r"they have no seed in common: \[0\] and \[1, 2\]",
+        ),
+        (
+            'attacker = ["blind"]\nseed = [0]',
+            'attacker = ["greedy"]\nseed = [2]',
+            "the worst case of labels alone needs the same attacks for each seed, but seed 2 has others than 0",
+        ),
+    ],
+)
+def test_a_plan_that_compares_what_cannot_be_compared_is_refused_when_it_is_read(
+    tmp_path: Path, old: str, new: str, message: str | None
+) -> None:
+    path = tmp_path / "compared.toml"
+    path.write_text(COMPARED)
+    assert len(plan.read(path).cells) == 9
+    assert old in COMPARED
+    path.write_text(COMPARED.replace(old, new))
+    if message is None:
+        assert plan.read(path).layout is not None
+        return
+    with pytest.raises(ValueError, match=message):
+        plan.read(path)
+    path.write_text(COMPARED.replace(old, new).replace('worst = true\nceiling = "labels alone"', ""))
+    assert plan.read(path).layout is not None  # nothing is compared
 
 
 def test_the_frontier_marks_what_no_other_defense_dominates_and_says_all_figures() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from queryfoil.attacks import build
+from queryfoil.attacks import build_stated
 from queryfoil.defenses import tau_of
 from queryfoil.oracle import Model
 from queryfoil.run import Result, check, run
@@ -43,10 +43,7 @@ def attack(
     >>> bool(result.accuracy(100) < result.accuracy(1))
     True
     """
-    tau = hyper.pop("tau", None)
-    chosen = build(attack, accept, norm=norm, tau=tau_of(model) if tau is None else tau, **hyper)
-    if tau is not None and chosen == build(attack, accept, norm=norm, tau=2 * tau, **hyper):
-        raise ValueError(f"no part of this attack takes tau, so tau={tau!r} would have no effect; leave it out")
+    chosen = build_stated(attack, accept, norm=norm, tau=tau_of(model), hyper=hyper)
     check(chosen, norm, targets is not None, loss)
     task = Task.create(x, y, targets=targets, norm=norm, eps=eps, loss=loss or chosen.loss or "margin", seed=seed)
     return run(chosen, model, task, budget)

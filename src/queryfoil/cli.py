@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, cluster, grid, options, plan, prepare
+from queryfoil import __version__, attacking, cluster, grid, options, plan, prepare, scan_command
 from queryfoil import bench as running
 from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
@@ -159,6 +159,7 @@ def attack(
 
 
 app.command("check")(checking.command)
+app.command("scan")(scan_command.command)
 app.command("export")(export_command.command)
 app.command("serve")(serve_command.command)
 app.command("audit")(audit_command.command)

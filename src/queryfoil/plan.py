@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from queryfoil import grid
-from queryfoil.attacks import ATTACKS, RULES, build, settings
+from queryfoil import compared, grid
+from queryfoil.attacks import ATTACKS, RULES, build_stated, settings
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
 from queryfoil.defenses import DEFENSES
@@ -111,7 +111,7 @@ class Settings(BaseModel):
             lookup(registry, name, kind)
         if self.loss is not None:
             lookup(LOSSES, self.loss, "loss")
-        if taken := sorted({"name", "accept", "tau"} & self.hyper.keys()):
+        if taken := sorted({"name", "accept"} & self.hyper.keys()):
             raise ValueError(f"{self.attack} does not take these hyper-parameters: {', '.join(taken)}")
         try:
             built = self.build()
@@ -158,9 +158,8 @@ class Settings(BaseModel):
         return victim(self.model, device, self.output, self.input)
 
     def build(self, tau: float | None = None) -> Attack[Any]:
-        """The attack, on a defense with this tau."""
-        hyper: dict[str, Any] = dict(self.hyper)
-        return build(self.attack, self.accept, norm=self.norm, tau=tau, **hyper)
+        """The attack, on a defense with this tau; a `tau` in `hyper` is what the attacker takes it for."""
+        return build_stated(self.attack, self.accept, norm=self.norm, tau=tau, hyper=self.hyper)
 
     def task(self, images: Images, targets: Tensor | None) -> Task:
         """The attack's task on these images."""
@@ -237,6 +236,7 @@ class Plan(BaseModel):
     def _laid_out(self) -> "Plan":
         if self.layout is not None:
             self.layout.check([cell.place for cell in self.cells], min(cell.budget for cell in self.cells), self.paper)
+            compared.check(self.layout, self.cells)
         elif self.paper:
             raise ValueError("the paper's numbers are shown by a layout; add [layout], or leave [paper] out")
         return self

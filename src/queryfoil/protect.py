@@ -13,6 +13,7 @@ from queryfoil.defenses import calibration, terrace_fit
 from queryfoil.defenses import disguise as aaa
 from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import Fit
+from queryfoil.defenses.disguise import SMALLEST_SETTING
 from queryfoil.defenses.terrace_fit import TerraceFit
 from queryfoil.defenses.terraces import Terraces, terraced
 
@@ -61,9 +62,25 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
             hint = f"; it belongs to the objective {' or '.join(others)}" if others else ""
             raise ValueError(f"the objective {objective} does not take {name}{hint}; it takes {', '.join(takes)}")
     calibration.check_held_out(logits, labels)
-    if bool((logits.topk(2, dim=1).values.diff(dim=1) == 0).all()):
-        raise ValueError("expected logits with margins above 0, but all rows are tied for the top; check the model")
+    _check_margins(logits, finds_tau=objective == "greedy" and settings.get("tau") is None)
     return how(logits, labels, **fixed, **settings)
+
+
+def _check_margins(logits: Tensor, finds_tau: bool) -> None:
+    """ValueError where the classes of nearly all rows are level, so that nothing can be fitted to their margins.
+
+    `finds_tau`: whether a period is looked for, the smallest of which is a share of the median margin.
+    """
+    margins = -logits.topk(2, dim=1).values.double().diff(dim=1)
+    largest, median = float(margins.max()), float(margins.median())
+    if largest == 0:
+        raise ValueError("expected logits with margins above 0, but all rows are tied for the top; check the model")
+    if largest < SMALLEST_SETTING or (finds_tau and 0 < median * min(calibration.TAU_SHARES) < SMALLEST_SETTING):
+        raise ValueError(
+            f"expected logits whose best class leads by more than float32 can tell apart, but of these {len(margins)} "
+            f"rows half lead by at most {median:.2g}, and none by more than {largest:.2g}; check the model, and that "
+            "these are its logits and were not scaled down"
+        )
 
 
 def _takes(objective: str) -> list[str]:

@@ -13,6 +13,7 @@ from queryfoil.attacks.cgba import CGBA
 from queryfoil.attacks.hopskipjump import HopSkipJump
 from queryfoil.attacks.leak import Leak
 from queryfoil.attacks.nes import NES
+from queryfoil.attacks.op_share import OppositeShare
 from queryfoil.attacks.querynet import QueryNet
 from queryfoil.attacks.rambo import RamBo
 from queryfoil.attacks.rays import RayS
@@ -24,7 +25,7 @@ from queryfoil.attacks.simba import SimBA
 from queryfoil.attacks.sine import InvertSine, Tracked
 from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
-from queryfoil.attacks.tactics import TACTICS as TACTICS
+from queryfoil.attacks.tactics import TACTICS as WALKS
 from queryfoil.attacks.tactics import Tactic
 from queryfoil.checks import lookup, require_whole
 from queryfoil.run import Attack
@@ -44,6 +45,9 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "cgba": CGBA,
     "blind_square": BlindSquare,
 }
+
+TACTICS: dict[str, type[Tactic]] = {**WALKS, OppositeShare.name: OppositeShare}
+"""Acceptance rules of attackers who expect a defense."""
 
 RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
 """The paper's acceptance rules, and those of attackers who expect a defense."""
@@ -120,6 +124,24 @@ def build(
     followed = adapted.pop("reading") if reading is InvertSine else None
     attack = Adaptive(attack, **adapted) if adapted else attack
     return attack if followed is None else Tracked(attack, followed)
+
+
+def build_stated(name: str, accept: str, *, norm: str, tau: float | None, hyper: dict[str, Any]) -> Attack[Any]:
+    """`build`, where a `tau` among `hyper` is what the attacker takes the defense's for, whatever it is.
+
+    `tau` is the defense's, for who states none. ValueError where no part of the attack takes the stated one.
+
+    >>> build_stated("square", "op", norm="linf", tau=6.0, hyper={"tau": 4.0}).accept
+    Opposite(threshold=2.0)
+    """
+    rest = {key: value for key, value in hyper.items() if key != "tau"}
+    stated = hyper.get("tau")
+    if stated is None:
+        return build(name, accept, norm=norm, tau=tau, **rest)
+    found, other = (build(name, accept, norm=norm, tau=value, **rest) for value in (stated, 2 * stated))
+    if found == other:
+        raise ValueError(f"no part of this attack takes tau, so tau={stated!r} would have no effect; leave it out")
+    return found
 
 
 def _part(kind: Any, hyper: dict[str, Any], usual: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ def batch_dependence(subject: Subject) -> Flag:
     task, n = some.task, len(some.task.ids)
     if n < 2:
         return not_judged("F2", "a second image")
-    if not some.deterministic:
+    if not some.repeats:
         return not_judged("F2", "an answer that repeats: it changes between two calls with one batch (see F3)")
     together = some.clean
     backwards = some.shown(task.images.flip(0), torch.arange(n).flip(0)).flip(0)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from queryfoil.flags.flag import Flag, judged, not_judged
-from queryfoil.flags.record import Record
+from queryfoil.flags.record import Record, common
 from queryfoil.flags.subject import percent
 from queryfoil.metrics import NEVER
 
@@ -129,17 +129,33 @@ def _hash(image: NDArray[np.uint8]) -> bytes:
 
 
 def clean_set(mine: Sequence[Record], plain: Sequence[Record]) -> Flag:
-    """F19: the initially correct images behind the defense, and without it. Raised where they differ."""
+    """F19: the initially correct images behind the defense, and without it. Raised where any differs.
+
+    Every attack behind the defense is compared with every one without it that has the same network, data set and goal,
+    on the images that both have.
+    """
+    compared: set[tuple[str, str, int]] = set()
+    differ: set[tuple[str, str, int]] = set()
+    pairs, partly = 0, 0
     for r in mine:
         for p in plain:
-            if (p.model, p.dataset, p.targeted) == (r.model, r.dataset, r.targeted):
-                both = r.ids[np.isin(r.ids, p.ids)]
-                alone = len(np.setxor1d(r.ids, p.ids))
-                differ = int(((r.at(both) > 1) != (p.at(both) > 1)).sum())
-                measured = (
-                    f"{differ} of {len(both)} images are right at first in one column and wrong in the other"
-                    + (f"; {alone} are in one column alone" if alone else "")
-                    + ". Raised by any"
-                )
-                return judged("F19", differ + alone > 0, measured, differ=differ, alone=alone, images=len(both))
-    return not_judged("F19", "an attack on the undefended model")
+            if (p.model, p.dataset, p.targeted) != (r.model, r.dataset, r.targeted):
+                continue
+            both, _ = common([r, p])
+            if not len(both):
+                continue
+            named = [(r.model, r.dataset, int(i)) for i in both]
+            apart = (r.at(both) > 1) != (p.at(both) > 1)
+            compared.update(named)
+            differ.update(name for name, other in zip(named, apart, strict=True) if other)
+            pairs += 1
+            partly += len(both) < max(len(r.ids), len(p.ids))
+    if not pairs:
+        return not_judged("F19", "an attack on the undefended model, on the same images")
+    measured = (
+        f"{len(differ)} of {len(compared)} images are right at first in one column and wrong in the other, in {pairs} "
+        "pairs of an attack behind the defense and one without it"
+        + (f" ({partly} of which share some images alone)" if partly else "")
+        + ". Raised by any"
+    )
+    return judged("F19", bool(differ), measured, differ=len(differ), images=len(compared), pairs=pairs, partly=partly)

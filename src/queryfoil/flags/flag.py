@@ -48,7 +48,7 @@ FLAGS: dict[str, About] = {
     "F6": About(
         "scores no better than labels",
         "property",
-        "the defense protects scores, not labels: who looks at labels alone does as well",
+        "who looks at labels alone does as well, so nothing that is done to the scores protects the labels",
     ),
     "F7": About(
         "more queries do not help",

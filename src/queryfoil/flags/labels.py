@@ -20,7 +20,7 @@ def label_flips(subject: Subject) -> Flag:
     x, rows = subject.near
     task = subject.task
     raw = torch.cat([subject.true(task.images), subject.true(x, rows)])
-    shown = torch.cat([subject.clean, subject.shown(x, rows)])
+    shown = torch.cat([subject.clean, subject.shown(x, rows, query=1)])
     margins, flips = top_lead(raw), raw.argmax(1) != shown.argmax(1)
     counts = {}
     for low, high in zip(BINS, (*BINS[1:], torch.inf), strict=True):

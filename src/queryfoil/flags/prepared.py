@@ -77,8 +77,15 @@ def run(now: Ready, out: str | Path, report: Callable[[Progress], None] = lambda
         "images_hash": provenance.tensors(task.images, task.labels, task.ids),
     }  # fmt: skip
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value is not None]
-    files.write_text(Path(out) / "check.html", pages.html(request.name, lines, flags, versions))
-    files.write_text(
-        Path(out) / "check.json", json.dumps(pages.as_json(facts, flags, versions), indent=1, allow_nan=False) + "\n"
-    )
+    data = json.dumps(pages.as_json(facts, flags, versions), indent=1, allow_nan=False) + "\n"
+    page = pages.html(request.name, lines, flags, versions)
+    _write(Path(out), data, page)
     return flags
+
+
+def _write(folder: Path, data: str, page: str) -> None:
+    """Both files, so that a killed process never leaves a page beside other data than its own."""
+    json_file, html_file = (folder / name for name in FILES)
+    html_file.unlink(missing_ok=True)  # of an earlier check
+    files.write_text(json_file, data)
+    files.write_text(html_file, page)

@@ -24,6 +24,8 @@ class Record:
     ledger: (N,) queries of each image as they were sent, and (N,) how many of them repeated an earlier one; asked: how
         many images the model was given; None if nobody counted.
     saved: (N,) whether a success still is one after its image was saved in 8 bits; None if not asked.
+    of_defense: the hyper-parameters that are the defense's, where it has them: the threshold of a rule, and the tau of
+        a reading, unless the attacker states it.
     """
 
     label: str
@@ -49,6 +51,7 @@ class Record:
     ledger: tuple[Ints, Ints] | None = None
     asked: int | None = None
     saved: NDArray[np.bool_] | None = None
+    of_defense: tuple[str, ...] = ("threshold", "tau")
 
     @property
     def setting(self) -> tuple[Any, ...]:
@@ -57,11 +60,8 @@ class Record:
 
     @property
     def way(self) -> tuple[Any, ...]:
-        """The attack, whatever its eps, seed, budget and defense.
-
-        The threshold of a rule and the tau of a reading are the defense's, where it has them.
-        """
-        hyper = {name: value for name, value in self.hyper.items() if name not in ("threshold", "tau")}
+        """The attack, whatever its eps, seed, budget and defense."""
+        hyper = {name: value for name, value in self.hyper.items() if name not in self.of_defense}
         return (self.attack, self.accept, self.loss, tuple(sorted(map(str, hyper.items()))))
 
     @property

@@ -46,7 +46,7 @@ def degenerate_scores(subject: Subject) -> Flag:
     """
     task = subject.task
     x, rows = subject.near
-    margins = torch.cat([top_lead(subject.clean), top_lead(subject.shown(x, rows))])
+    margins = torch.cat([top_lead(subject.clean), top_lead(subject.shown(x, rows, query=1))])
     n = len(margins)
     values, counts = torch.unique(margins, return_counts=True)
     ties = int(counts[counts > 1].sum())
@@ -55,7 +55,8 @@ def degenerate_scores(subject: Subject) -> Flag:
     square = Square()
     start = square.start(task)
     moved = square.propose(task, start, 0)
-    zeros = float((task.objective(subject.shown(start)) == task.objective(subject.shown(moved))).double().mean())
+    before, after = (task.objective(subject.shown(sent, query=number)) for number, sent in ((2, start), (3, moved)))
+    zeros = float((before == after).double().mean())
     found = []
     found += [f"{len(values)} distinct margins are below 5 %"] if len(values) < LEVELS * n else []
     found += [f"ties are above {percent(TIES)}"] if tied > TIES and many else []
@@ -72,9 +73,9 @@ def degenerate_scores(subject: Subject) -> Flag:
 def trend(subject: Subject) -> Flag:
     """F10: along segments within the ball, how the shown margin and other features go with the undefended margin.
 
-    Segments lead from images to Square's first proposals. Rank correlations (Spearman), averaged over the segments
-    along which the undefended margin varies. Raised where the shown margin's is below -0.2, or a feature's is stronger
-    by more than 0.2.
+    Segments lead from images to Square's first proposals; each point is a query of its own. Rank correlations
+    (Spearman), averaged over the segments along which the undefended margin varies. Raised where the shown margin's is
+    below -0.2, or a feature's is stronger by more than 0.2.
     """
     if subject.raw is None:
         return not_judged("F10", "the undefended model; pass raw=")
@@ -85,7 +86,7 @@ def trend(subject: Subject) -> Flag:
     steps = torch.linspace(0, 1, POINTS)
     points = [task.images + step * (end - task.images) for step in steps.tolist()]
     raw = [part.true(x) for x in points]
-    shown = [part.shown(x) for x in points]
+    shown = [part.shown(x, query=i + 1) for i, x in enumerate(points)]  # an attacker has no draw twice
     true = torch.stack([lead(z, labels) for z in raw], 1).cpu().numpy()  # (n, POINTS)
     varies = np.ptp(true, axis=1) > LEAST * np.abs(true).max(1)
     if varies.sum() < 8:

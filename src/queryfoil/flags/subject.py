@@ -11,6 +11,7 @@ from queryfoil.oracle import Model, answers, quantize
 from queryfoil.task import Task
 
 PAIRS, MOVE = 1 << 26, 1 << 27  # names of the draws, far from those of attacks
+BISECTION = 1 << 10  # number of the first query of `near`, far from those of other questions
 HALVINGS = 10
 NEAR = 0.5
 """Undefended margin below which an image is near the boundary."""
@@ -27,7 +28,11 @@ class Subject:
     task: Task
 
     def shown(self, x: Tensor, rows: Tensor | None = None, query: int = 0) -> Tensor:
-        """Scores (n, K) of images x (n, C, H, W), as draws for the task's images `rows` (n,) at this query number."""
+        """Scores (n, K) of images x (n, C, H, W), as draws for the task's images `rows` (n,) at this query number.
+
+        Give each question a number of its own, unless it is the draw that should be the same: an attacker has no
+        draw twice.
+        """
         return self._ask(self.model, x, rows, query)
 
     def true(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -47,8 +52,8 @@ class Subject:
         return self.shown(self.task.images)
 
     @cached_property
-    def deterministic(self) -> bool:
-        """Whether the same images get the same answers twice in a row, at one query number."""
+    def repeats(self) -> bool:
+        """Whether the same images get the same answers twice in a row, at one query number: of chance, in one draw."""
         return bool(same(self.clean, self.shown(self.task.images)).all())
 
     @cached_property
@@ -69,13 +74,18 @@ class Subject:
         a, b = self.pairs
         if not len(a):
             return self.task.images[:0], a
-        ask = self.shown if self.raw is None else self.true
+
+        def label_of(x: Tensor, query: int) -> Tensor:
+            return (self.shown(x, a, query) if self.raw is None else self.true(x, a)).argmax(1)
+
         ends = self.task.images[a], self.task.images[b]
-        label = ask(ends[0], a).argmax(1)
+        label = label_of(ends[0], BISECTION)
         low, high = torch.zeros(len(a), 1, 1, 1), torch.ones(len(a), 1, 1, 1)
-        for _ in range(HALVINGS):
+        for halving in range(HALVINGS):
             middle = (low + high) / 2
-            kept = (ask(between(*ends, middle.to(ends[0])), a).argmax(1) == label).cpu().view(-1, 1, 1, 1)
+            kept = (
+                (label_of(between(*ends, middle.to(ends[0])), BISECTION + 1 + halving) == label).cpu().view(-1, 1, 1, 1)
+            )
             low, high = torch.where(kept, middle, low), torch.where(kept, high, middle)
         return between(*ends, low.to(ends[0])), a
 

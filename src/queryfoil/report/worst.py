@@ -15,11 +15,31 @@ SIDE = 0.95
 """Of the one-sided bound of a difference."""
 
 
+class Where(NamedTuple):
+    """What attacks must share to be compared, beside the images: those that ids name, and what may be done to them."""
+
+    dataset: str
+    norm: str
+    eps: float
+    targeted: bool
+
+
 class Worst(NamedTuple):
-    """Queries until the worst attack for each image fooled it, by seed (S, N), and how many attacks a seed has."""
+    """Queries until the worst attack for each image fooled it, by seed (S, N), and how many attacks a seed has.
+
+    seeds (S,); ids (N,); where: data set, ball and goal.
+    """
 
     first: NDArray[np.int64]
     attackers: int
+    seeds: tuple[int, ...]
+    ids: tuple[int, ...]
+    where: Where
+
+    def of(self, seeds: Sequence[int], ids: Sequence[int]) -> NDArray[np.int64]:
+        """`first` of these seeds and images, in their order."""
+        rows, places = ({value: i for i, value in enumerate(values)} for values in (self.seeds, self.ids))
+        return self.first[np.ix_([rows[seed] for seed in seeds], [places[i] for i in ids])]
 
     def left(self, q: int) -> float:
         """Accuracy left at q, in [0, 1]: the mean over seeds of the share of images that no attack of a seed fooled."""
@@ -56,8 +76,11 @@ def worst(cells: Sequence[CellResult]) -> Worst | None:
         raise ValueError(
             f"expected attacks on the same images, but got {len(ids)} sets of images; set one n in the plan"
         )
+    where = {Where(r.cell.dataset, r.cell.norm, r.cell.eps, r.cell.targeted) for found in seeds.values() for r in found}
+    if len(where) > 1:
+        raise ValueError(f"expected attacks on one data set, in one ball and with one goal, but got {_told(*where)}")
     first = [np.min([table.fooled_at(r.attacked) for r in found], axis=0) for found in seeds.values()]
-    return Worst(np.stack(first), len(attacks))
+    return Worst(np.stack(first), len(attacks), tuple(seeds), ids.pop(), where.pop())
 
 
 def _attack(r: CellResult) -> str:
@@ -68,12 +91,29 @@ def _attack(r: CellResult) -> str:
 def behind(a: Worst, b: Worst, q: int) -> tuple[float, float]:
     """Accuracy left at q of a less that of b, and the bound that it is above with 95 % (paired bootstrap of images).
 
-    On the seeds that both have: the first ones.
+    On the seeds that both have. ValueError where they have none, other images, or another data set, ball or goal.
     """
-    seeds = min(len(a.first), len(b.first))
-    by_image = ((a.first[:seeds] > q).mean(0) - (b.first[:seeds] > q).mean(0)).astype(np.float64)
+    if a.where != b.where:
+        raise ValueError(
+            "expected two worst cases on one data set, in one ball and with one goal, but got "
+            f"{_told(a.where, b.where)}"
+        )
+    if set(a.ids) != set(b.ids):
+        raise ValueError(
+            f"expected two worst cases on the same images, but {len(set(a.ids) ^ set(b.ids))} of {len(a.ids)} and "
+            f"{len(b.ids)} are in one alone; set one n in the plan"
+        )
+    seeds = [seed for seed in a.seeds if seed in b.seeds]
+    if not seeds:
+        raise ValueError(f"expected two worst cases with a seed in common, but got {a.seeds} and {b.seeds}")
+    left = [(w.of(seeds, a.ids) > q).mean(0) for w in (a, b)]
+    by_image = (left[0] - left[1]).astype(np.float64)
     means = by_image[metrics.bootstrap(len(by_image))].mean(1)
     return float(by_image.mean()), float(np.quantile(means, 1 - SIDE))
+
+
+def _told(*found: Where) -> str:
+    return " and ".join(f"{w.dataset}, {w.norm} {w.eps:.4g}{', targeted' * w.targeted}" for w in sorted(found))
 
 
 def text(cells: Sequence[CellResult], at: Sequence[int]) -> str:
