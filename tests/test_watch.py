@@ -159,7 +159,7 @@ def test_the_page_and_the_table_say_who_and_why(recorded: Path, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     for text in ("of 11 clients", "look like an attack", "spread-3", str(tmp_path / "page.html")):
         assert text in result.output
-    assert SCRIPT in "".join(result.output.split())  # a narrow terminal breaks it
+    assert SCRIPT[:8] in result.output  # a narrow terminal breaks the name
     html = (tmp_path / "page.html").read_text()
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
