@@ -153,15 +153,16 @@ def main() -> None:
     """Print a line for each attack and the peer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", choices=ATTACKS, help="one attack alone")
+    parser.add_argument("--only", choices=[*ATTACKS, "peers"], help="one attack alone, or the peers")
     chosen = parser.parse_args()
     rounds = chosen.rounds
     print(f"time per query / time of a bare forward; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name, kind in {chosen.only: ATTACKS[chosen.only]}.items() if chosen.only else ATTACKS.items():
+    for name, kind in ATTACKS.items():
         for norm in kind.norms:
-            if kind.loss is not None and kind.rowwise:  # the others are busy with more than queries
+            # the others are busy with more than queries
+            if chosen.only in (None, name) and kind.loss is not None and kind.rowwise:
                 ours(name, norm, rounds)
-    if chosen.only is None:
+    if chosen.only in (None, "peers"):
         logging.disable(logging.WARNING)
         peer("ART's Square", rounds, art)
         peer("AutoAttack's Square", rounds, autoattack)
