@@ -27,7 +27,7 @@ from queryfoil.attacks.square import Square
 from queryfoil.attacks.surfree import SurFree
 from queryfoil.attacks.tactics import TACTICS as WALKS
 from queryfoil.attacks.tactics import Tactic
-from queryfoil.checks import lookup, require_whole
+from queryfoil.checks import lookup, require_positive, require_whole
 from queryfoil.run import Attack
 
 ATTACKS: dict[str, type[Attack[Any]]] = {
@@ -138,6 +138,7 @@ def build_stated(name: str, accept: str, *, norm: str, tau: float | None, hyper:
     stated = hyper.get("tau")
     if stated is None:
         return build(name, accept, norm=norm, tau=tau, **rest)
+    require_positive("tau", stated)
     found, other = (build(name, accept, norm=norm, tau=value, **rest) for value in (stated, 2 * stated))
     if found == other:
         raise ValueError(f"no part of this attack takes tau, so tau={stated!r} would have no effect; leave it out")

@@ -25,7 +25,7 @@ class Record:
         many images the model was given; None if nobody counted.
     saved: (N,) whether a success still is one after its image was saved in 8 bits; None if not asked.
     of_defense: the hyper-parameters that are the defense's, where it has them: the threshold of a rule, and the tau of
-        a reading, unless the attacker states it.
+        a reading, unless the attacker states it, or a tau from which it follows.
     """
 
     label: str

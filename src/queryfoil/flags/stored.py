@@ -60,7 +60,7 @@ def record(result: CellResult, images: dict[tuple[str, str], dict[int, Levels]] 
         deterministic=bool(result.info.get("deterministic", confirmed.null_count == len(attacked))),
         confirmed=None if confirmed.null_count == len(attacked) else np.asarray(confirmed.to_numpy(), dtype=np.float64),
         adversarial=adversarial, clean=clean,
-        of_defense=("threshold",) if "tau" in cell.hyper else ("threshold", "tau"),
+        of_defense=() if "tau" in cell.hyper else tuple({"threshold", "tau"} - cell.hyper.keys()),
     )  # fmt: skip
 
 
