@@ -3,24 +3,19 @@
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from queryfoil import __version__, attacking, cluster, grid, options, plan, prepare, scan_command
+from queryfoil import __version__, attacking, cluster, grid, list_command, options, plan, prepare, scan_command
 from queryfoil import bench as running
-from queryfoil.attacks import ATTACKS, READINGS, RULES
 from queryfoil.chunks import CHUNK
 from queryfoil.compare import command as comparing
-from queryfoil.data import DATASETS, read_npz
-from queryfoil.defenses import DEFENSES
+from queryfoil.data import read_npz
 from queryfoil.deploy import audit_command, export_command, serve_command
 from queryfoil.flags import command as checking
-from queryfoil.models import MODELS
-from queryfoil.models.checkpoints import PUBLISHED
-from queryfoil.models.zoo import card
 from queryfoil.protect import about
 from queryfoil.protect import fit as fit_logits
 from queryfoil.report import cells, page, queries_command
@@ -289,31 +284,7 @@ def fit(
     console.print(f"{out}: {about(found)}", markup=False, soft_wrap=True)
 
 
-@app.command("list")
-@plainly
-def list_command() -> None:
-    """Show every attack, acceptance rule, defense, model, data set, recipe and plan, with a line each."""
-    groups: dict[str, dict[str, str]] = {
-        "attacks": {k: _first_line(v) for k, v in ATTACKS.items()},
-        "acceptance rules": {k: _first_line(v) for k, v in RULES.items()},
-        "readings of the scores": {k: _first_line(v) for k, v in READINGS.items()},
-        "defenses": {k: _first_line(v) for k, v in DEFENSES.items()},
-        "models": {k: f"{v.about}; {cells.percent(card(k)['test_accuracy'])} right" for k, v in MODELS.items()},
-        "published weights (NAME=PATH)": {k: v.about for k, v in PUBLISHED.items()},
-        "data sets": {k: v.about for k, v in DATASETS.items()},
-        "recipes": {p.stem: recipe.read(p.stem).about for p in sorted(recipe.SHIPPED.glob("*.toml"))},
-        "plans": {k: plan.read(k).about for k in plan.shipped()},
-    }
-    for kind, entries in groups.items():
-        console.print(kind, style="bold")
-        width = max(map(len, entries))
-        for name, line in entries.items():
-            console.print(f"  {name:{width}}  {line}", markup=False, highlight=False, soft_wrap=True)
-        console.print()
-
-
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+app.command("list")(list_command.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from queryfoil import compared, grid
+from queryfoil import comparable, grid
 from queryfoil.attacks import ATTACKS, RULES, build_stated, settings
 from queryfoil.checks import lookup
 from queryfoil.data import DATASETS, Images
@@ -236,7 +236,7 @@ class Plan(BaseModel):
     def _laid_out(self) -> "Plan":
         if self.layout is not None:
             self.layout.check([cell.place for cell in self.cells], min(cell.budget for cell in self.cells), self.paper)
-            compared.check(self.layout, self.cells)
+            comparable.check(self.layout, self.cells)
         elif self.paper:
             raise ValueError("the paper's numbers are shown by a layout; add [layout], or leave [paper] out")
         return self
