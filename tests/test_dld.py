@@ -79,10 +79,10 @@ def test_who_knows_tau_and_h_reads_the_raw_margin():
     torch.testing.assert_close(start + rest, raw, atol=1e-12, rtol=0)
 
 
-def test_only_the_top_logit_is_rewritten():
+def test_the_release_rewrites_only_the_top_logit():
     z = 5 * torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
     before = z.clone()
-    shown = DLD(nn.Identity())(z)
+    shown = DLD(nn.Identity(), canonical=False)(z)
     changed = shown != z
     assert torch.equal(z, before)
     assert int(changed.sum(1).max()) == 1
@@ -91,7 +91,7 @@ def test_only_the_top_logit_is_rewritten():
 
 
 def test_a_tie_becomes_a_clear_answer_for_the_lower_index():
-    shown = dashed(torch.tensor([[1.0, 2.0, 0.0, 2.0], [3.0, 3.0, 3.0, 3.0]]))
+    shown = dashed(torch.tensor([[1.0, 2.0, 0.0, 2.0], [3.0, 3.0, 3.0, 3.0]]), canonical=False)
     torch.testing.assert_close(shown, torch.tensor([[1.0, 3.8, 0.0, 2.0], [4.8, 3.0, 3.0, 3.0]]))
 
 
@@ -137,24 +137,24 @@ def test_the_smallest_margins_are_a_clear_answer_to_an_oracle(output):
 
 def test_canonical_rows_show_the_same_margins_and_no_offset():
     z = 5 * torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
-    plain, canonical = DLD(nn.Identity())(z), DLD(nn.Identity(), canonical=True)(z)
+    plain, canonical = DLD(nn.Identity(), canonical=False)(z), DLD(nn.Identity())(z)
     torch.testing.assert_close(plain - plain.amax(1, keepdim=True), canonical, atol=1e-5, rtol=0)
     assert not bool(canonical.amax(1).any())
     falling = torch.tensor([[5.0, 5.0 + 6 - 1e-6, 0.0]], dtype=torch.float64)  # to a margin of 3e-7, shown as 2e-5
     torch.testing.assert_close(
-        dashed(falling, high_ratio=0.0, canonical=True),
+        dashed(falling, high_ratio=0.0),
         torch.tensor([[-2e-5, 0, -5 - 2e-5]], dtype=torch.float64),
         atol=1e-9,
         rtol=0,
     )
     moved = z.double() + torch.arange(300).double()[:, None]
-    torch.testing.assert_close(dashed(moved, canonical=True), dashed(z.double(), canonical=True), atol=1e-9, rtol=0)
+    torch.testing.assert_close(dashed(moved), dashed(z.double()), atol=1e-9, rtol=0)
 
 
 def test_the_sum_of_the_logits_tells_the_raw_margin_unless_canonical(network, clothes):
     with torch.no_grad():
         z = network(clothes.images[:500])
-        plain, canonical = DLD(network)(clothes.images[:500]), DLD(network, canonical=True)(clothes.images[:500])
+        plain, canonical = DLD(network, canonical=False)(clothes.images[:500]), DLD(network)(clothes.images[:500])
 
     def guess(shown):
         """The raw margin but for a constant, if the sum of the raw logits is always the same."""
@@ -167,9 +167,12 @@ def test_the_sum_of_the_logits_tells_the_raw_margin_unless_canonical(network, cl
 
 
 @pytest.mark.parametrize("output", ["log_probs", "probs"])
-def test_canonical_has_no_effect_on_probabilities_and_is_refused(output):
-    with pytest.raises(ValueError, match=f"expected a model that gives logits for canonical=True, .* {output}"):
-        DLD(Declared(nn.Identity(), output), canonical=True)
+def test_canonical_makes_no_difference_to_probabilities(output):
+    z = 5 * torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
+    scores = z.log_softmax(1) if output == "log_probs" else z.softmax(1)
+    plain, canonical = (DLD(Declared(nn.Identity(), output), canonical=way)(scores) for way in (False, True))
+    torch.testing.assert_close(plain, canonical, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(plain, scores)
 
 
 def test_wrong_logits_raise():

@@ -27,7 +27,7 @@ def dashed(
     low_slope: float = 0.3,
     step: float = 0.04,
     high_ratio: float = 0.5,
-    canonical: bool = False,
+    canonical: bool = True,
 ) -> Tensor:
     """Rewrite logits (..., K), K >= 2, so that the margin does not tell whether a step was good.
 
@@ -35,7 +35,7 @@ def dashed(
     low_slope: h in (0, 1); the low line falls by h, the high line rises by 1 - h.
     step: s in (0, 1], the width of a dash in units of tau.
     high_ratio: rho in [0, 1], the share of a dash that is high.
-    canonical: shift each row so that the top logit is 0. Without it only the top logit is rewritten, as in the release,
+    canonical: shift each row so that the top logit is 0. With False only the top logit is rewritten, as in the release,
         and the sum of the logits, which networks trained with weight decay hardly vary, tells the raw margin. The
         differences of the other logits stay raw in either case.
 
@@ -45,8 +45,8 @@ def dashed(
     settings out of range, K < 2, integer input, NaN or infinity.
 
     >>> dashed(torch.tensor([[4.4, 0.0, -3.0], [0.2, 0.0, 0.0]]))  # r / tau = 0.733 is low, 0.033 high
-    tensor([[ 0.4800,  0.0000, -3.0000],
-            [ 1.9400,  0.0000,  0.0000]])
+    tensor([[ 0.0000, -0.4800, -3.4800],
+            [ 0.0000, -1.9400, -1.9400]])
     """
     check_settings(tau, low_slope, step, high_ratio)
     check_logits(logits)
@@ -93,12 +93,12 @@ def _shift(margin: Tensor, tau: float, low_slope: float, step: float, high_ratio
 class DLD(Defense):
     """The dashed line defense: same answer, a margin that tells little of the trend. Costs no forward pass.
 
-    The arguments are those of `dashed`; `canonical` is for models that give logits, as probabilities have no
-    offset. Probabilities are protected through their logarithm. Half precision is returned as single. No aim at
+    The arguments are those of `dashed`; `canonical` makes no difference to probabilities, which have no offset.
+    Probabilities are protected through their logarithm. Half precision is returned as single. No aim at
     calibration. Who knows tau and h reads the raw margin off what is shown.
 
     >>> DLD(nn.Flatten(), tau=2.0)(Tensor([[5.0, 4.0, 0.0]]))  # the raw margin of 1 is shown as 0.3
-    tensor([[4.3000, 4.0000, 0.0000]])
+    tensor([[ 0.0000, -0.3000, -4.3000]])
     """
 
     keeps_label = True
@@ -111,12 +111,10 @@ class DLD(Defense):
         low_slope: float = 0.3,
         step: float = 0.04,
         high_ratio: float = 0.5,
-        canonical: bool = False,
+        canonical: bool = True,
     ) -> None:
         super().__init__(model)
         check_settings(tau, low_slope, step, high_ratio)
-        if canonical and self.output in ("log_probs", "probs"):
-            raise ValueError(f"expected a model that gives logits for canonical=True, but got one with {self.output}")
         self.tau, self.low_slope, self.step, self.high_ratio = (
             float(tau),
             float(low_slope),
