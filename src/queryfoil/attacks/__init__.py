@@ -9,8 +9,10 @@ from queryfoil.attacks.acceptance import ACCEPTANCE, Rule
 from queryfoil.attacks.adaptive import Adaptive
 from queryfoil.attacks.bandits import Bandits
 from queryfoil.attacks.blind_square import BlindSquare
+from queryfoil.attacks.border_walk import BorderWalk
 from queryfoil.attacks.cgba import CGBA
 from queryfoil.attacks.hopskipjump import HopSkipJump
+from queryfoil.attacks.label_reading import LabelAlone
 from queryfoil.attacks.leak import Leak
 from queryfoil.attacks.nes import NES
 from queryfoil.attacks.op_share import OppositeShare
@@ -44,6 +46,7 @@ ATTACKS: dict[str, type[Attack[Any]]] = {
     "surfree": SurFree,
     "cgba": CGBA,
     "blind_square": BlindSquare,
+    "border_walk": BorderWalk,
 }
 
 TACTICS: dict[str, type[Tactic]] = {**WALKS, OppositeShare.name: OppositeShare}
@@ -52,8 +55,13 @@ TACTICS: dict[str, type[Tactic]] = {**WALKS, OppositeShare.name: OppositeShare}
 RULES: dict[str, type[Rule] | type[Tactic]] = {**ACCEPTANCE, **TACTICS}
 """The paper's acceptance rules, and those of attackers who expect a defense."""
 
-READINGS: dict[str, type[Reading]] = {**STATELESS, InvertSine.name: InvertSine, Leak.name: Leak}
-"""What an attacker who knows the defense makes of the scores."""
+READINGS: dict[str, type[Reading]] = {
+    **STATELESS,
+    InvertSine.name: InvertSine,
+    Leak.name: Leak,
+    LabelAlone.name: LabelAlone,
+}
+"""What an attacker who expects a defense makes of the scores."""
 
 SAME_IMAGE = 1e-9
 """A radius of neighbours that rounding to 8 bits takes away: they are the image itself, asked about again."""

@@ -21,7 +21,8 @@ from queryfoil.plan import AS_SERVED, SHIPPED, Cell, Plan, reasons
 
 SUITE = ("greedy", "drift, p 0.3", "logit sum, drift, p 0.8", "reverse 23, p 0.3", "scale-free", "op", "SignHunter")
 """Of the plan worst-case, those that together come next to all of it; docs/audit.md has how near."""
-LABELS_ALONE = {"linf": "RayS", "l2": "hopskipjump"}
+BORDERS = {"linf": ("border walk", "border walk, labels"), "l2": ("hopskipjump",)}
+"""Those that walk along borders, of levels and of labels alone."""
 KNOWING = ("invert", "leak")  # readings of attackers who know which defense it is
 LEAST = 15  # images: the report's calibration has as many bins
 SPARE = 1.1  # of the images that an audit may need at most: a tenth for requests that are sent again
@@ -101,7 +102,7 @@ def prepare(
     """Check the settings of an audit, and read its images; asks nothing. ValueError for whatever is wrong.
 
     model: URL of an endpoint, or `module:function` as `queryfoil attack` takes it. images: as there. attacks: names of
-    `attackers`; if left out, `SUITE` and one that sees labels alone. n: the first images; None for all. most: images
+    `attackers`; if left out, `SUITE` and `BORDERS`. n: the first images; None for all. most: images
     that may be sent by all runs in `out`.
     """
     limits = limits or Limits.of(model)
@@ -111,7 +112,7 @@ def prepare(
             f"expected the URL of an endpoint or module:function, but got {model!r}; `queryfoil attack` attacks models "
             "and files of yours"
         )
-    names = list(dict.fromkeys(attacks)) or [*SUITE, lookup(LABELS_ALONE, norm, "norm")]
+    names = list(dict.fromkeys(attacks)) or [*SUITE, *lookup(BORDERS, norm, "norm")]
     known = attackers()
     usual: dict[str, Any] = {
         "model": model if address is None else str(address), "output": output, "mean": mean, "std": std, "size": size,

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from queryfoil.attacks.label_reading import LabelAlone
+
 Ints = NDArray[np.int64]
 
 
@@ -73,7 +75,8 @@ class Record:
 
     @property
     def sees_scores(self) -> bool:
-        return self.loss is not None
+        """Whether it looks at more than labels."""
+        return self.loss is not None and self.hyper.get("reading") != LabelAlone.name
 
     @property
     def standard(self) -> bool:

@@ -37,7 +37,10 @@ GREEDY = Short("greedy Square")
 
 def suite(norm: str, raw: bool, classes: int) -> list[Short]:
     """The attacks for a norm; without a raw model those on it are left out, with two classes what needs a third."""
-    label = Short("RayS", "rays") if norm == "linf" else Short("SurFree", "surfree")
+    borders = [
+        Short("border walk", "border_walk"),
+        Short("border walk, labels", "border_walk", hyper={"reading": "label"}),
+    ]
     found = [
         GREEDY,
         Short("Square with op", accept="op", hyper={"threshold": 3.0}),
@@ -47,7 +50,7 @@ def suite(norm: str, raw: bool, classes: int) -> list[Short]:
         Short("Square without scale", hyper={"reading": "scale_free", "p_init": 0.3}),
         Short("SignHunter", "signhunter"),
         Short("blind Square", "blind_square", hyper={"p_init": 0.8}),
-        label,
+        *(borders if norm == "linf" else [Short("SurFree", "surfree")]),
         Short("greedy Square, seed + 1", later=1),
         Short("greedy Square, seed + 2", later=2),
         Short("greedy Square, 2 eps", times=2),
