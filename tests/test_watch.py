@@ -174,6 +174,17 @@ def test_the_page_and_the_table_say_who_and_why(recorded: Path, tmp_path: Path) 
     (recorded / "report.html").unlink()
 
 
+def test_a_name_in_a_log_does_nothing_to_the_terminal(tmp_path: Path, clothes: Any) -> None:
+    log = QueryLog(tmp_path)
+    log.add("\x1b[31mred\x1b[0m [bold]", clothes.images[:1].numpy(), np.eye(3, dtype=np.float32)[:1], "logits")
+    log.close()
+    result = call("--log", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    assert "?[31mred?[0m" in result.output
+    assert "[bold]" in result.output
+
+
 def test_what_is_older_is_left_out(recorded: Path) -> None:
     everything = read(recorded)
     middle = everything.time[len(everything) // 2]
