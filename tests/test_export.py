@@ -168,6 +168,12 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     drawing.deterministic = False
     with pytest.raises(ValueError, match="draws at random"):
         export(drawing, found, tmp_path / "model.onnx", shape=(1, 3, 4))
+    with pytest.raises(ValueError, match=r"answers images \(N, 2, 3, 4\), but it raised RuntimeError: .*by --shape"):
+        export(network(), found, tmp_path / "model.onnx", shape=(2, 3, 4))
+    for answer, got in (((z, y), "tuple"), (z, r"\(1000, 5\)"), (z[:68, None], r"\(68, 1, 5\)")):
+        odd = Victim(lambda x, answer=answer: answer)
+        with pytest.raises(ValueError, match=rf"expected scores as a tensor \(68, K\) from the model, but got {got}"):
+            export(odd, found, tmp_path / "model.onnx", shape=(1, 3, 4))
     with pytest.raises(ValueError, match="expected scores of 5 classes, as the protection was fitted to, but got 4"):
         export(network(classes=4), found, tmp_path / "model.onnx", shape=(1, 3, 4))
     assert list(tmp_path.iterdir()) == []

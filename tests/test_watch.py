@@ -174,6 +174,17 @@ def test_the_page_and_the_table_say_who_and_why(recorded: Path, tmp_path: Path) 
     (recorded / "report.html").unlink()
 
 
+def test_a_name_in_a_log_does_nothing_to_the_terminal(tmp_path: Path, clothes: Any) -> None:
+    log = QueryLog(tmp_path)
+    log.add("\x1b[31mred\x1b[0m [bold]", clothes.images[:1].numpy(), np.eye(3, dtype=np.float32)[:1], "logits")
+    log.close()
+    result = call("--log", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    assert "?[31mred?[0m" in result.output
+    assert "[bold]" in result.output
+
+
 def test_what_is_older_is_left_out(recorded: Path) -> None:
     everything = read(recorded)
     middle = everything.time[len(everything) // 2]
@@ -194,14 +205,18 @@ def test_files_that_are_damaged_or_of_something_else_are_named(recorded: Path, t
     pq.write_table(pa.table({"a": [1]}), folder / "queries-3.parquet")
     missing = pa.Table.from_pylist([{"client": None}], schema=SCHEMA)
     pq.write_table(missing.replace_schema_metadata({"queryfoil": '{"key": "a"}'}), folder / "queries-4.parquet")
+    rows = pq.read_table(next(folder.glob("queries-*-*.parquet")))
+    for i, (place, column, values) in enumerate([(3, "coarse", []), (3, "coarse", [None]), (5, "margin", np.nan)], 5):
+        wrong = pa.array([values] * len(rows), SCHEMA.field(column).type)
+        pq.write_table(rows.set_column(place, column, wrong), folder / f"queries-{i}.parquet")
     result = call("--log", folder)
     assert result.exit_code == 0, result.output
-    assert [f"queries-{i}.parquet" in result.stderr for i in range(1, 5)] == [True] * 4
-    assert "4 files could not be read" in (folder / "report.html").read_text()
+    assert [f"queries-{i}.parquet" in result.stderr for i in range(1, 8)] == [True] * 7
+    assert "7 files could not be read" in (folder / "report.html").read_text()
     assert len(read(folder)) == len(read(recorded))
     for path in folder.glob("queries-*-*.parquet"):
         path.unlink()
-    assert "none of the 4 files" in call("--log", folder).output
+    assert "none of the 7 files" in call("--log", folder).output
 
 
 def test_logs_of_different_keys_are_compared_within_each(tmp_path: Path, clothes: Any) -> None:

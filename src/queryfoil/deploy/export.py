@@ -92,8 +92,8 @@ def export(
     sample = _scores(found, classes, held_out, kind) if network is None else _images(shape)
     module = module.to(sample.device)
     with torch.inference_mode():
+        scores = sample if network is None else _asked(network, sample)
         expected = _answers(module, sample)
-        scores = sample if network is None else network(sample)
     about = {
         "version": __version__,
         "defense": {Fit: "aaa", TerraceFit: "terraces"}.get(type(found)),
@@ -164,6 +164,23 @@ def _shown_margins(logits: Tensor, found: Fit | TerraceFit | None) -> dict[str, 
         "quantiles": QUANTILES.tolist(),
         "margins": np.quantile((top[:, 0] - top[:, 1]).cpu().numpy(), QUANTILES).tolist(),
     }
+
+
+def _asked(network: Victim, images: Tensor) -> Tensor:
+    """Scores (N, K) of a network; ValueError for one that does not take such images, or gives anything else."""
+    try:
+        scores: object = network(images)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a model of somebody else's raises
+        raise ValueError(
+            f"expected a model that answers images (N, {', '.join(map(str, images.shape[1:]))}), but it raised "
+            f"{type(error).__name__}: {error}; pass the shape of its images by --shape"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected scores as a tensor ({len(images)}, K) from the model, but got {got}")
+    return scores
 
 
 def _parts(sample: Tensor) -> Iterator[Tensor]:

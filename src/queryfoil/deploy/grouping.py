@@ -165,6 +165,11 @@ def _read(path: Path) -> tuple[pa.Table, str]:
     rows = table.replace_schema_metadata().cast(SCHEMA)
     if any(column.null_count for column in rows.columns):
         raise ValueError("a value is missing")
+    signatures = rows["coarse"].combine_chunks()
+    if signatures.flatten().null_count or 0 in pc.unique(pc.list_value_length(signatures)).to_pylist():
+        raise ValueError("a signature is empty, or a number in it is missing")
+    if not np.isfinite(rows["margin"].to_numpy()).all():
+        raise ValueError("a margin is not finite")
     return rows, key
 
 

@@ -13,6 +13,7 @@ from queryfoil.report import queries
 from queryfoil.terminal import console, errors
 
 PRINTED = 20  # clients
+NAME = 60  # characters of a name that are printed; the page has them all
 STYLES = {ATTACK: "red", LOOK: "yellow", CALM: "dim"}
 
 
@@ -37,9 +38,19 @@ def report(folder: Path, out: Path | None, since: datetime | None) -> None:
         table.add_column(heading, justify="right" if heading in ("queries", "variants") else "left", overflow="fold")
     for line in queries.lines(found.clients[:PRINTED]):
         verdict = f"[{STYLES[line.level]}]{line.verdict}[/]"
-        table.add_row(escape(line.name), line.queries, line.largest, verdict, escape(line.evidence))
+        table.add_row(escape(plain(line.name)), line.queries, line.largest, verdict, escape(line.evidence))
     console.print(table)
     if len(found.clients) > PRINTED:
         console.print(f"and {len(found.clients) - PRINTED:,} more, none more suspicious", style="dim")
     console.print(queries.headline(found), markup=False, soft_wrap=True)
     console.print(f"report: {page.resolve()}", markup=False, soft_wrap=True)
+
+
+def plain(name: str) -> str:
+    """A client's name as a terminal may have it: short, and no character that moves or colours what is printed.
+
+    >>> plain("shop\x1b[31m"), plain("a" * 80) == "a" * 60 + "..."
+    ('shop?[31m', True)
+    """
+    seen = "".join(c if c.isprintable() else "?" for c in name[: NAME + 1])
+    return seen if len(seen) <= NAME else f"{seen[:NAME]}..."
