@@ -239,10 +239,10 @@ def test_coarse_scores_are_those_of_the_defenses_and_keep_the_label(
             return x
 
     full, found = offline(guarded.file, clean), guarded.scores(clean, **NAMED)
-    expected = RoundedScores(TopK(Given().eval(), k=3), decimals=2)(torch.from_numpy(full))
+    expected = RoundedScores(TopK(Given().eval(), k=3, rest="equal"), decimals=2)(torch.from_numpy(full))
     assert np.array_equal(found, expected.numpy())
     assert np.array_equal(found.argmax(1), full.argmax(1))
-    assert ((found > 0).sum(1) <= 3).all()
+    assert all(len(set(row[row.argsort()[:7]].round(2).tolist())) <= 2 for row in found)  # a unit may be left over
     assert found.sum(1) == pytest.approx(1, abs=1e-6)
     assert np.abs(found * 100 - (found * 100).round()).max() < 1e-4
 

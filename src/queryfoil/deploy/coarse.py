@@ -25,13 +25,13 @@ class _Given(nn.Module):
 def coarse(about: About, decimals: int | None, top_k: int | None) -> Coarse | None:
     """What to do to probabilities (N, K) before they are shown; None if nothing.
 
-    First the `top_k` highest alone, as `TopK` shows them (the others 0, the sum 1), then `decimals` decimals, as
-    `RoundedScores` does it (the sum 1, the label on top). Both see shown scores alone, so they can tell nothing that
+    First the `top_k` highest alone, as `TopK` shows them with rest "equal" (the others share what is left, so that the
+    confidence stays calibrated), then `decimals` decimals, as `RoundedScores` does it (the sum 1, the label on top). Both see shown scores alone, so they can tell nothing that
     the protection hides. ValueError for logits and log-probabilities.
 
     >>> about = About(version="1", defense=None, input="images", input_shape=(1, 1, 1), classes=3, output="probs")
-    >>> coarse(about, 1, 2)(np.array([[0.3, 0.45, 0.25]], np.float32))
-    array([[0.4, 0.6, 0. ]], dtype=float32)
+    >>> coarse(about, 1, 1)(np.array([[0.35, 0.45, 0.2]], np.float32))
+    array([[0.3, 0.4, 0.3]], dtype=float32)
     """
     if decimals is None and top_k is None:
         return None
@@ -43,7 +43,7 @@ def coarse(about: About, decimals: int | None, top_k: int | None) -> Coarse | No
         raise ValueError(f"expected --top-k below the {about.classes} classes of the model, but got {top_k}")
     module: nn.Module = _Given().eval()
     if top_k is not None:
-        module = TopK(module, k=top_k)
+        module = TopK(module, k=top_k, rest="equal")
     if decimals is not None:
         module = RoundedScores(module, decimals=decimals)
 
