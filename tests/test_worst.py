@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+import queryfoil as qf
 from queryfoil import plan, table
 from queryfoil.report import frontier
 from queryfoil.report.worst import Worst, behind, worst
@@ -189,6 +191,40 @@ def test_a_plan_that_compares_what_cannot_be_compared_is_refused_when_it_is_read
         plan.read(path)
     path.write_text(COMPARED.replace(old, new).replace('worst = true\nceiling = "labels alone"', ""))
     assert plan.read(path).layout is not None  # nothing is compared
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("none = {}", "none = { budget = 8 }"),
+        ('drift = { accept = "drift" }', 'drift = { accept = "drift", budget = 8 }'),
+    ],
+)
+def test_budgets_may_differ_where_no_ceiling_is_as_nothing_is_shown_beyond_the_smallest(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    path = tmp_path / "budgets.toml"
+    text = COMPARED.replace('ceiling = "labels alone"', "").replace(old, new).replace("at = [5]", "at = [8]")
+    path.write_text(text)
+    assert {cell.budget for cell in plan.read(path).cells} == {8, 9}
+    path.write_text(text.replace("at = [8]", "at = [9]"))
+    with pytest.raises(ValueError, match="expected at <= the budget of every cell, but got 9"):
+        plan.read(path)
+
+
+def test_the_budget_of_an_attack_changes_nothing_within_it() -> None:
+    images = torch.randint(256, (8, 1, 6, 6), generator=torch.Generator().manual_seed(0)) / 255
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(4, 36, generator=torch.Generator().manual_seed(1)))
+        labels = network(images).argmax(1)
+    for accept in ("greedy", "drift", "reverse"):
+        short, long = (
+            qf.attack(network, images, labels, "square", eps=13 / 255, budget=budget, accept=accept).fooled_at.numpy()
+            for budget in (10, 60)
+        )
+        assert ((long > 10) & (long <= 60)).any(), accept  # so that the budget matters
+        assert np.array_equal(np.minimum(short, 11), np.minimum(long, 11)), accept
 
 
 def test_the_frontier_marks_what_no_other_defense_dominates_and_says_all_figures() -> None:
