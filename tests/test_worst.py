@@ -23,6 +23,8 @@ def cell(
     loss: str | None = "margin",
     ids: list[int] | None = None,
     attack: str = "square",
+    defenses: tuple[str, ...] = ("aaa",),
+    audited: bool = False,
     **where: Any,
 ) -> Any:
     ids = list(range(len(fooled_at))) if ids is None else ids
@@ -36,7 +38,9 @@ def cell(
         }
     )
     ball = {"dataset": "fashion-mnist", "norm": "linf", "eps": 0.1, "targeted": False}
-    settings = SimpleNamespace(seed=seed, loss=loss, attack=attack, accept="greedy", **{**ball, **where})
+    layers = tuple(SimpleNamespace(name=name) for name in defenses)
+    known = {"attack": attack, "accept": "greedy", "defenses": layers, "audited": audited}
+    settings = SimpleNamespace(seed=seed, loss=loss, **known, **{**ball, **where})
     return SimpleNamespace(cell=settings, info={"hyper": {}}, attacked=attacked, clean=clean)
 
 
