@@ -1,17 +1,24 @@
 """The worst case over attacks and seeds, and the frontier."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import queryfoil as qf
 from queryfoil import plan, table
+from queryfoil.metrics import Interval
 from queryfoil.report import frontier
+from queryfoil.report.drawing import STYLE, WIDTH, Picture
+from queryfoil.report.frontier import Point
 from queryfoil.report.worst import Worst, behind, worst
 
 NEVER = int(table.fooled_at(pa.table({"fooled_at": pa.array([None], pa.int64())}))[0])
@@ -231,7 +238,7 @@ def test_the_budget_of_an_attack_changes_nothing_within_it() -> None:
         assert np.array_equal(np.minimum(short, 11), np.minimum(long, 11)), accept
 
 
-def test_the_frontier_marks_what_no_other_defense_dominates_and_says_all_figures() -> None:
+def test_the_frontier_says_all_figures_of_each_point() -> None:
     columns = {"good": [cell([None] * 8 + [5] * 2)], "bad": [cell([5] * 10)], "blind": [cell([5] * 10, loss=None)]}
     found = frontier.points(columns, 100)
     assert [(p.label, p.left) for p in found] == [("good", 0.8), ("bad", 0.0)]
@@ -239,3 +246,94 @@ def test_the_frontier_marks_what_no_other_defense_dominates_and_says_all_figures
     picture = frontier.frontier(found, 100)
     assert "<title>good: 80.0 % left after 100 queries" in picture.svg
     assert "AUROC 100.0 %" in picture.svg
+
+
+def test_corners_are_known_by_their_defenses_whatever_they_are_called() -> None:
+    stacks: dict[str, tuple[str, ...]] = {
+        "undefended": ("aaa",), "A": (), "labels alone": ("label_only", "output_noise"), "B": ("aaa", "label_only"),
+    }  # fmt: skip
+    columns = {label: [cell([None] * i + [5] * 4, defenses=s)] for i, (label, s) in enumerate(stacks.items())}
+    found = frontier.points({**columns, "a service": [cell([None], defenses=(), audited=True)]}, 100)
+    assert [p.corner for p in found] == ["", "undefended", "", "labels alone", ""]
+    for picture in shown(found):
+        for name in ("undefended", "labels alone"):
+            assert picture.svg.count(f">{name}</text>") == 2, "one in the legend, one at the point"
+        assert "<title>A (undefended): " in picture.svg
+
+
+def shown(found: list[Point]) -> list[Picture]:
+    picture = frontier.frontier(found, 100)
+    return [picture, *picture.others]
+
+
+def drawn(picture: Picture) -> Axes:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, picture.height))
+        picture.plot(figure)
+        figure.draw_without_rendering()
+    return figure.axes[0]
+
+
+def point(label: str, auroc: float, ece: float, left: float, corner: str = "") -> Point:
+    return Point(label, auroc, ece, 1.0, left, Interval(max(left - 0.05, 0), left + 0.05), 9, corner)
+
+
+FIVE = [
+    point("none", 0.94, 0.02, 0.0, "undefended"),
+    point("labels", 0.5, 0.07, 0.13, "labels alone"),
+    point("near", 0.93, 0.01, 0.04),
+    point("beside", 0.88, 0.09, 0.0),
+    point("same", 0.8, 0.01, 0.04),
+]
+
+
+def test_the_line_of_each_axis_is_what_no_defense_is_beyond() -> None:
+    over_auroc, over_ece = shown(FIVE)
+    assert [over_auroc.choice, over_ece.choice] == ["AUROC", "ECE"]
+    assert sorted({**over_auroc.files()}) == [
+        f"worst-case-and-{name}.{kind}" for name in ("calibration", "usefulness") for kind in ("png", "svg")
+    ]
+    for picture, corners in (
+        (over_auroc, [(50, 13), (50, 4), (93, 4), (93, 0), (94, 0), (94, 0)]),
+        (over_ece, [(7, 13), (7, 4), (1, 4), (1, 4), (1, 4), (1, 0)]),
+    ):
+        axes = drawn(picture)
+        (line,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        left = axes.get_xlim()[0]
+        assert np.allclose(line.get_xydata(), [(left, 13), *corners])
+    assert drawn(over_ece).xaxis_inverted()
+    assert "less is better" in drawn(over_ece).get_xlabel()
+    assert not drawn(over_auroc).xaxis_inverted()
+
+
+def test_no_two_of_40_points_look_alike_and_none_is_cut() -> None:
+    found = [point(str(i), 0.5 + i / 100, i / 100, i / 50) for i in range(40)]
+    for picture in shown(found):
+        axes = drawn(picture)
+        marks = [line for line in axes.lines if line.get_gid()]
+        assert len({(line.get_color(), line.get_marker()) for line in marks}) == len(marks) == 40
+        least, bottom = axes.transData.transform((0, 0))[1], axes.get_window_extent().y0
+        assert least - bottom > 3 * axes.get_figure(root=True).dpi / 72  # half a marker
+
+
+def test_names_cover_no_point_and_stay_within_the_figure() -> None:
+    for picture in shown(FIVE):
+        axes = drawn(picture)
+        figure = axes.get_figure(root=True)
+        assert sorted(text.get_text() for text in axes.texts) == ["labels alone", "undefended"]
+        for text in axes.texts:
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1 + 1
+            assert box.y0 > axes.get_window_extent().y0 - 1
+            for p in FIVE:
+                value = p.auroc if picture.choice == "AUROC" else p.ece
+                assert not box.contains(*axes.transData.transform((100 * value, 100 * p.left)))
+            x, y = axes.transData.transform(text.xy)
+            assert abs(y - (box.y0 + box.y1) / 2) < 20
+            assert min(abs(x - box.x0), abs(x - box.x1)) < 15
+
+
+def test_pictures_of_a_page_share_no_names_that_are_referred_to() -> None:
+    names = [set(re.findall(r'(?:url\(|href=")#([^)"]+)', picture.svg)) for picture in shown(FIVE)]
+    assert all(names)
+    assert not names[0] & names[1]
