@@ -306,6 +306,15 @@ def test_the_line_of_each_axis_is_what_no_defense_is_beyond() -> None:
     assert not drawn(over_auroc).xaxis_inverted()
 
 
+def test_a_point_without_an_auroc_is_left_out_of_that_figure_alone() -> None:
+    found = [*FIVE, point("never wrong", float("nan"), 0.03, 0.2, "undefended")]
+    over_auroc, over_ece = map(drawn, shown(found))
+    lines = [next(line for line in axes.lines if line.get_linestyle() == ":") for axes in (over_auroc, over_ece)]
+    assert [max(line.get_ydata()) for line in lines] == [13, 20]
+    assert [len(axes.texts) for axes in (over_auroc, over_ece)] == [2, 3]
+    assert not any(drawn(shown(found[-1:])[0]).texts)
+
+
 def test_no_two_of_40_points_look_alike_and_none_is_cut() -> None:
     found = [point(str(i), 0.5 + i / 100, i / 100, i / 50) for i in range(40)]
     for picture in shown(found):

@@ -1,5 +1,6 @@
 """The frontier: what is left in the worst case over what the scores are worth to an honest user."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -78,7 +79,8 @@ def frontier(found: Sequence[Point], q: int, of: str = "") -> Picture:
 
 def _over(found: Sequence[Point], q: int, of: str, over: str) -> Picture:
     axis = AXES[over]
-    best = [p for p in found if not any(_dominates(other, p, over) for other in found)]
+    known = [p for p in found if not math.isnan(_worth(p, over))]  # there is no AUROC without a wrong answer
+    best = [p for p in known if not any(_dominates(other, p, over) for other in known)]
 
     def plot(figure: Figure) -> None:
         axes = figure.subplots()
