@@ -69,6 +69,63 @@ def test_a_period_too_small_for_float32_is_told_of_the_logits() -> None:
         qf.fit(small, labels, objective="greedy")
 
 
+def tied(share: float, lead: float = 0.0, scale: float = 1.0, n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels, a share of whose rows leads by no more than this."""
+    logits, labels = drawn(n, 5)
+    logits = logits.double()
+    best = logits.topk(2, dim=1)
+    rows = torch.arange(round(share * n))
+    logits[rows, best.indices[rows, 1]] = best.values[rows, 0] - lead
+    return scale * logits, labels
+
+
+@pytest.mark.parametrize(
+    ("share", "lead", "scale", "half", "ties"),
+    [
+        (0.0, 0.0, 1e-5, "1.7e-05", 0),
+        (0.0, 0.0, 1e-6, "1.7e-06", 0),
+        (0.5, 0.0, 1.0, "0", 500),
+        (0.9, 0.0, 1.0, "0", 900),
+        (0.9, 1e-9, 1.0, "1e-09", 0),
+        (0.99, 1e-9, 1.0, "1e-09", 0),
+        (1.0, 1e-5, 1.0, "1e-05", 0),
+    ],
+)
+def test_terraces_refused_for_logits_too_small_are_told_so_first(
+    share: float, lead: float, scale: float, half: str, ties: int
+) -> None:
+    logits, labels = tied(share, lead, scale, n=1000)
+    told = rf"^expected logits .* half of these 1000 lead by at most {half} \({ties} are tied .* scaled down\. As these"
+    with pytest.raises(ValueError, match=told):
+        qf.fit(logits, labels)
+    assert not any(qf.fit(logits, labels, allowed=1.0).borders)  # levels of classes take no margin
+
+
+@pytest.mark.parametrize(("share", "scale"), [(0.97, 1.0), (0.99, 1.0), (0.99, 1e-6), (0.995, 1e-3)])
+def test_wrong_answers_that_are_all_tied_are_refused_before_the_fit(share: float, scale: float) -> None:
+    logits, labels = tied(share, scale=scale)
+    sharp = torch.arange(400) >= round(share * 400)
+    logits[sharp] *= 20 * torch.nn.functional.one_hot(logits[sharp].argmax(1), 5)
+    with pytest.raises(ValueError, match=rf"but {round(share * 400)} of these 400 rows are tied for the top, and "):
+        qf.fit(logits, labels, allowed=1.0)
+
+
+@pytest.mark.parametrize(("share", "scale"), [(0.5, 1.0), (0.0, 1e-3), (0.0, 1e-5)])
+def test_what_terraces_can_be_fitted_to_is_not_refused(share: float, scale: float) -> None:
+    logits, labels = tied(share, scale=scale)
+    found = qf.fit(logits, labels, allowed=0.05)
+    assert found.auroc_cross_fitted >= found.auroc_undefended - 0.05
+    assert sum(map(len, found.borders)) > 3
+
+
+def test_other_refusals_of_terraces_keep_their_words() -> None:
+    logits, labels = drawn(300, 2)
+    with pytest.raises(ValueError, match=r"^no terraces keep the AUROC within 0\.001"):
+        qf.fit(logits, labels, allowed=0.001)
+    with pytest.raises(ValueError, match=r"^expected ranks from 1 to 1,"):
+        qf.fit(1e-5 * logits, labels, ranks=2)
+
+
 def test_the_curve_of_terraces_takes_its_key_and_nothing_else() -> None:
     logits, labels = drawn(1000, 5)
     found = qf.fit(logits, labels, allowed=0.05)

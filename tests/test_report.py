@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from queryfoil import bench, plan, summary, table
+from queryfoil.metrics import Interval
 from queryfoil.plan import Plan
 from queryfoil.report import cells, drawing, figures, page, sheets
+from queryfoil.report.frontier import Point, frontier
 from queryfoil.store import Store
 from queryfoil.summary import CellResult
 
@@ -101,6 +103,30 @@ def test_the_page_fits_and_can_be_read_in_a_browser(folder: Path, tmp_path: Path
     assert seen["svgs"] == 4
     assert seen["smallest"] > 8, "text in a figure is too small"
     assert (seen["ink"] - seen["paper"] > 0.6) if scheme == "dark" else (seen["paper"] - seen["ink"] > 0.6)
+
+
+@needs_chromium
+@pytest.mark.parametrize(("pick", "seen"), [("", [1, 0]), ("choice-1-2", [0, 1]), ("print", [1, 1])])
+def test_one_of_two_axes_is_shown_as_picked_and_both_in_print(
+    folder: Path, collected: tuple[Plan, list[CellResult]], tmp_path: Path, pick: str, seen: list[int]
+) -> None:
+    found = [
+        Point(name, 0.5 + i / 4, 0.1 - i / 40, 1.0, i / 4, Interval(i / 5, i / 3), 2) for i, name in enumerate("ab")
+    ]
+    rows = json.loads((folder / "summary.json").read_text())
+    source = page.html(collected[0], rows, [frontier(found, 9)], None)
+    if pick == "print":
+        source = source.replace("@media print", "@media screen")
+    script = f"""<script>if ({json.dumps(pick)}.startsWith("choice")) document.getElementById("{pick}").click();
+      const high = [...document.querySelectorAll(".choice figure svg")].map(e => e.getBoundingClientRect().height);
+      const names = [...document.querySelectorAll(".choice label")].map(e => e.checkVisibility() ? e.textContent : "");
+      document.body.textContent = "found " + JSON.stringify([high.map(h => +(h > 50)), names]);</script>"""
+    (tmp_path / "page.html").write_text(source.replace("</body>", script + "</body>"))
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command.append((tmp_path / "page.html").as_uri())
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    names = ["", ""] if pick == "print" else ["AUROC", "ECE"]
+    assert f"found {json.dumps([seen, names], separators=(',', ':'))}" in dom
 
 
 def test_the_page_is_self_contained_and_runs_no_script(folder: Path) -> None:

@@ -1,15 +1,24 @@
 """The worst case over attacks and seeds, and the frontier."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+import queryfoil as qf
 from queryfoil import plan, table
+from queryfoil.metrics import Interval
 from queryfoil.report import frontier
+from queryfoil.report.drawing import STYLE, WIDTH, Picture
+from queryfoil.report.frontier import Point
 from queryfoil.report.worst import Worst, behind, worst
 
 NEVER = int(table.fooled_at(pa.table({"fooled_at": pa.array([None], pa.int64())}))[0])
@@ -21,6 +30,8 @@ def cell(
     loss: str | None = "margin",
     ids: list[int] | None = None,
     attack: str = "square",
+    defenses: tuple[str, ...] = ("aaa",),
+    audited: bool = False,
     **where: Any,
 ) -> Any:
     ids = list(range(len(fooled_at))) if ids is None else ids
@@ -34,7 +45,9 @@ def cell(
         }
     )
     ball = {"dataset": "fashion-mnist", "norm": "linf", "eps": 0.1, "targeted": False}
-    settings = SimpleNamespace(seed=seed, loss=loss, attack=attack, accept="greedy", **{**ball, **where})
+    layers = tuple(SimpleNamespace(name=name) for name in defenses)
+    known = {"attack": attack, "accept": "greedy", "defenses": layers, "audited": audited}
+    settings = SimpleNamespace(seed=seed, loss=loss, **known, **{**ball, **where})
     return SimpleNamespace(cell=settings, info={"hyper": {}}, attacked=attacked, clean=clean)
 
 
@@ -191,7 +204,41 @@ def test_a_plan_that_compares_what_cannot_be_compared_is_refused_when_it_is_read
     assert plan.read(path).layout is not None  # nothing is compared
 
 
-def test_the_frontier_marks_what_no_other_defense_dominates_and_says_all_figures() -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("none = {}", "none = { budget = 8 }"),
+        ('drift = { accept = "drift" }', 'drift = { accept = "drift", budget = 8 }'),
+    ],
+)
+def test_budgets_may_differ_where_no_ceiling_is_as_nothing_is_shown_beyond_the_smallest(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    path = tmp_path / "budgets.toml"
+    text = COMPARED.replace('ceiling = "labels alone"', "").replace(old, new).replace("at = [5]", "at = [8]")
+    path.write_text(text)
+    assert {cell.budget for cell in plan.read(path).cells} == {8, 9}
+    path.write_text(text.replace("at = [8]", "at = [9]"))
+    with pytest.raises(ValueError, match="expected at <= the budget of every cell, but got 9"):
+        plan.read(path)
+
+
+def test_the_budget_of_an_attack_changes_nothing_within_it() -> None:
+    images = torch.randint(256, (8, 1, 6, 6), generator=torch.Generator().manual_seed(0)) / 255
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(4, 36, generator=torch.Generator().manual_seed(1)))
+        labels = network(images).argmax(1)
+    for accept in ("greedy", "drift", "reverse"):
+        short, long = (
+            qf.attack(network, images, labels, "square", eps=13 / 255, budget=budget, accept=accept).fooled_at.numpy()
+            for budget in (10, 60)
+        )
+        assert ((long > 10) & (long <= 60)).any(), accept  # so that the budget matters
+        assert np.array_equal(np.minimum(short, 11), np.minimum(long, 11)), accept
+
+
+def test_the_frontier_says_all_figures_of_each_point() -> None:
     columns = {"good": [cell([None] * 8 + [5] * 2)], "bad": [cell([5] * 10)], "blind": [cell([5] * 10, loss=None)]}
     found = frontier.points(columns, 100)
     assert [(p.label, p.left) for p in found] == [("good", 0.8), ("bad", 0.0)]
@@ -199,3 +246,103 @@ def test_the_frontier_marks_what_no_other_defense_dominates_and_says_all_figures
     picture = frontier.frontier(found, 100)
     assert "<title>good: 80.0 % left after 100 queries" in picture.svg
     assert "AUROC 100.0 %" in picture.svg
+
+
+def test_corners_are_known_by_their_defenses_whatever_they_are_called() -> None:
+    stacks: dict[str, tuple[str, ...]] = {
+        "undefended": ("aaa",), "A": (), "labels alone": ("label_only", "output_noise"), "B": ("aaa", "label_only"),
+    }  # fmt: skip
+    columns = {label: [cell([None] * i + [5] * 4, defenses=s)] for i, (label, s) in enumerate(stacks.items())}
+    found = frontier.points({**columns, "a service": [cell([None], defenses=(), audited=True)]}, 100)
+    assert [p.corner for p in found] == ["", "undefended", "", "labels alone", ""]
+    for picture in shown(found):
+        for name in ("undefended", "labels alone"):
+            assert picture.svg.count(f">{name}</text>") == 2, "one in the legend, one at the point"
+        assert "<title>A (undefended): " in picture.svg
+
+
+def shown(found: list[Point]) -> list[Picture]:
+    picture = frontier.frontier(found, 100)
+    return [picture, *picture.others]
+
+
+def drawn(picture: Picture) -> Axes:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, picture.height))
+        picture.plot(figure)
+        figure.draw_without_rendering()
+    return figure.axes[0]
+
+
+def point(label: str, auroc: float, ece: float, left: float, corner: str = "") -> Point:
+    return Point(label, auroc, ece, 1.0, left, Interval(max(left - 0.05, 0), left + 0.05), 9, corner)
+
+
+FIVE = [
+    point("none", 0.94, 0.02, 0.0, "undefended"),
+    point("labels", 0.5, 0.07, 0.13, "labels alone"),
+    point("near", 0.93, 0.01, 0.04),
+    point("beside", 0.88, 0.09, 0.0),
+    point("same", 0.8, 0.01, 0.04),
+]
+
+
+def test_the_line_of_each_axis_is_what_no_defense_is_beyond() -> None:
+    over_auroc, over_ece = shown(FIVE)
+    assert [over_auroc.choice, over_ece.choice] == ["AUROC", "ECE"]
+    assert sorted({**over_auroc.files()}) == [
+        f"worst-case-and-{name}.{kind}" for name in ("calibration", "usefulness") for kind in ("png", "svg")
+    ]
+    for picture, corners in (
+        (over_auroc, [(50, 13), (50, 4), (93, 4), (93, 0), (94, 0), (94, 0)]),
+        (over_ece, [(7, 13), (7, 4), (1, 4), (1, 4), (1, 4), (1, 0)]),
+    ):
+        axes = drawn(picture)
+        (line,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        left = axes.get_xlim()[0]
+        assert np.allclose(line.get_xydata(), [(left, 13), *corners])
+    assert drawn(over_ece).xaxis_inverted()
+    assert "less is better" in drawn(over_ece).get_xlabel()
+    assert not drawn(over_auroc).xaxis_inverted()
+
+
+def test_a_point_without_an_auroc_is_left_out_of_that_figure_alone() -> None:
+    found = [*FIVE, point("never wrong", float("nan"), 0.03, 0.2, "undefended")]
+    over_auroc, over_ece = map(drawn, shown(found))
+    lines = [next(line for line in axes.lines if line.get_linestyle() == ":") for axes in (over_auroc, over_ece)]
+    assert [max(line.get_ydata()) for line in lines] == [13, 20]
+    assert [len(axes.texts) for axes in (over_auroc, over_ece)] == [2, 3]
+    assert not any(drawn(shown(found[-1:])[0]).texts)
+
+
+def test_no_two_of_40_points_look_alike_and_none_is_cut() -> None:
+    found = [point(str(i), 0.5 + i / 100, i / 100, i / 50) for i in range(40)]
+    for picture in shown(found):
+        axes = drawn(picture)
+        marks = [line for line in axes.lines if line.get_gid()]
+        assert len({(line.get_color(), line.get_marker()) for line in marks}) == len(marks) == 40
+        least, bottom = axes.transData.transform((0, 0))[1], axes.get_window_extent().y0
+        assert least - bottom > 3 * axes.get_figure(root=True).dpi / 72  # half a marker
+
+
+def test_names_cover_no_point_and_stay_within_the_figure() -> None:
+    for picture in shown(FIVE):
+        axes = drawn(picture)
+        figure = axes.get_figure(root=True)
+        assert sorted(text.get_text() for text in axes.texts) == ["labels alone", "undefended"]
+        for text in axes.texts:
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1 + 1
+            assert box.y0 > axes.get_window_extent().y0 - 1
+            for p in FIVE:
+                value = p.auroc if picture.choice == "AUROC" else p.ece
+                assert not box.contains(*axes.transData.transform((100 * value, 100 * p.left)))
+            x, y = axes.transData.transform(text.xy)
+            assert abs(y - (box.y0 + box.y1) / 2) < 20
+            assert min(abs(x - box.x0), abs(x - box.x1)) < 15
+
+
+def test_pictures_of_a_page_share_no_names_that_are_referred_to() -> None:
+    names = [set(re.findall(r'(?:url\(|href=")#([^)"]+)', picture.svg)) for picture in shown(FIVE)]
+    assert all(names)
+    assert not names[0] & names[1]

@@ -21,7 +21,8 @@ def check(layout: Layout, cells: Sequence[Cell]) -> None:
 
     Pooled are those of one column, for each combination on the axes `users`: on the same network and images, within the
     same ball and, of each seed, by the same attacks. With the ceiling are compared those of the same combination: with
-    the same budget too, and a seed in common. Attacks that see labels alone are in no worst case.
+    the same budget too, and a seed in common. Attacks that see labels alone are in no worst case. The budgets of those
+    pooled may differ: no attack knows its own, and a layout shows nothing beyond the smallest.
     """
     if not layout.worst:
         return

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from queryfoil.checks import lookup
-from queryfoil.defenses import calibration, terrace_fit
+from queryfoil.defenses import calibration, temperature, terrace_fit
 from queryfoil.defenses import disguise as aaa
 from queryfoil.defenses.aaa import AAA
 from queryfoil.defenses.calibration import Fit
@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Fit | TerraceFit], dict[str, Any], str
 """What a protection is fitted for: how, with which settings, and a line about it."""
 
 TERRACES = "terraces"
+REFUSED = "no terraces keep"  # how `terrace_fit.fit` begins where it finds none that are good enough
 
 
 def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **settings: Any) -> Fit | TerraceFit:
@@ -44,8 +45,9 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
     objective: "worst-case", the least to go by for attackers who expect a defense, while the AUROC of right against
     wrong answers falls by little and the ECE rises by at most half a point (`terrace_fit.fit`, which takes `ranks` and
     `allowed`); "greedy", most against attackers who minimize what they are shown, at the same ECE (`calibration.fit`,
-    with `curve`, `tau`, `alpha`, `beta`, `solver`, `steps`, `lr`, `rule`); or "paper", AAA-linear with the settings of
-    the paper. All decide on these images alone. ValueError for settings that the objective does not take.
+    with `curve`, `tau`, `alpha`, `beta`, `solver`, `steps`, `lr`, `rule`); or "paper", AAA-linear with the settings
+    of the paper. All decide on these images alone. ValueError for settings that the objective does not take, and for
+    logits whose best classes lead by too little to fit anything to; it says by how much they do.
 
     >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
@@ -63,7 +65,15 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
             raise ValueError(f"the objective {objective} does not take {name}{hint}; it takes {', '.join(takes)}")
     calibration.check_held_out(logits, labels)
     _check_margins(logits, finds_tau=objective == "greedy" and settings.get("tau") is None)
-    return how(logits, labels, **fixed, **settings)
+    if how is not terrace_fit.fit:
+        return how(logits, labels, **fixed, **settings)
+    _check_parted(logits, labels)
+    try:
+        return how(logits, labels, **fixed, **settings)
+    except ValueError as error:  # at a small scale it finds good ones for some networks, so it is let try
+        if str(error).startswith(REFUSED) and (why := _small(logits)):
+            raise ValueError(f"{why}. As these logits are, {error}") from error
+        raise
 
 
 def _check_margins(logits: Tensor, finds_tau: bool) -> None:
@@ -71,7 +81,7 @@ def _check_margins(logits: Tensor, finds_tau: bool) -> None:
 
     `finds_tau`: whether a period is looked for, the smallest of which is a share of the median margin.
     """
-    margins = -logits.topk(2, dim=1).values.double().diff(dim=1)
+    margins = _margins(logits)
     largest, median = float(margins.max()), float(margins.median())
     if largest == 0:
         raise ValueError("expected logits with margins above 0, but all rows are tied for the top; check the model")
@@ -81,6 +91,47 @@ def _check_margins(logits: Tensor, finds_tau: bool) -> None:
             f"rows half lead by at most {median:.2g}, and none by more than {largest:.2g}; check the model, and that "
             "these are its logits and were not scaled down"
         )
+
+
+def _check_parted(logits: Tensor, labels: Tensor) -> None:
+    """ValueError where nearly all wrong answers to expect are in rows tied for the top, so that no border parts them.
+
+    That is, where even the last of the candidates for borders (`terrace_fit.CANDIDATES`) would lie at 0.
+    """
+    z = logits.detach().double().cpu()
+    wrong = 1 - (z / temperature.fit(z, labels.cpu()).temperature).softmax(1).amax(1)
+    tied = _margins(z) == 0
+    share = float(wrong[tied].sum() / wrong.sum())
+    if share >= terrace_fit.CANDIDATES[-1] - 1e-9:  # in another order the sum is rounded otherwise
+        raise ValueError(
+            f"expected logits whose best class leads in rows that may be wrong, but {int(tied.sum())} of these "
+            f"{len(z)} rows are tied for the top, and {100 * share:.1f} % of the wrong answers to expect are among "
+            "them, so that no margin tells right from wrong; check the model, and that these are its logits and were "
+            "neither rounded nor scaled down"
+        )
+
+
+def _small(logits: Tensor) -> str:
+    """What is wrong with logits of which half lead by at most the lowest temperature that is tried; else nothing.
+
+    Terraces are fitted to calibrated confidences, and no such temperature makes confident answers of these rows.
+    """
+    margins = _margins(logits)
+    median, tied = float(margins.median()), int((margins == 0).sum())
+    if median > temperature.FROM:
+        return ""
+    return (
+        f"expected logits whose best class leads by more than {temperature.FROM:g}, the lowest temperature that is "
+        f"tried, in most rows, but half of these {len(margins)} lead by at most {median:.2g} ({tied} are tied for the "
+        f"top, and none leads by more than {float(margins.max()):.2g}); check the model, and that these are its logits "
+        "and were neither rounded nor scaled down"
+    )
+
+
+def _margins(logits: Tensor) -> Tensor:
+    """By how much the best class of each row leads (N,)."""
+    top = logits.detach().topk(2, dim=1).values.double()
+    return top[:, 0] - top[:, 1]
 
 
 def _takes(objective: str) -> list[str]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 WIDTH = 4.2  # inches: a phone's width at the text size of the page
 INK, GRID = "#010203", "#d4d5d6"  # stand-ins in SVG, replaced by the page's own colours
 COLOURS = ("#8c8c8c", "#3b8ad0", "#e08214", "#2a9d6f", "#b05fc0", "#d1495b", "#a08a2a", "#4aa8a8")
+MARKERS = "os^Dv"
 STYLES = ("-", "-", "-", "--", ":", "-.", "--", ":")
 STYLE: Any = {
     "font.size": 9,
@@ -36,7 +37,6 @@ STYLE: Any = {
     "legend.fontsize": 8,
     "text.parse_math": False,  # a dollar sign in a label is a dollar sign
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
-    "svg.hashsalt": "queryfoil",  # the same figure gives the same file
     "figure.constrained_layout.use": True,
 }
 
@@ -45,7 +45,8 @@ STYLE: Any = {
 class Picture:
     """A figure with its title and a caption that says what to see; `plot` draws it, `height` is in inches.
 
-    `notes` are texts to be seen on pointing at a part of it on the page, by the part's `gid`.
+    `notes` are texts to be seen on pointing at a part of it on the page, by the part's `gid`. `others` show the same in
+    another way; the page shows one of them at a time, and calls each by its `choice`.
     """
 
     title: str
@@ -53,6 +54,8 @@ class Picture:
     plot: Callable[[Figure], None]
     height: float
     notes: Mapping[str, str] = field(default_factory=dict)
+    choice: str = ""
+    others: tuple["Picture", ...] = ()
 
     @functools.cached_property
     def svg(self) -> str:
@@ -64,12 +67,14 @@ class Picture:
         return svg.replace("<svg ", '<svg role="img" ', 1)
 
     def files(self) -> dict[str, bytes]:
-        """The same for other documents: file name to content, vector and bitmap, dark on white."""
+        """The same and the others for other documents: file name to content, vector and bitmap, dark on white."""
         name = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-        return {f"{name}.{kind}": self._saved(kind) for kind in ("svg", "png")}
+        own = {f"{name}.{kind}": self._saved(kind) for kind in ("svg", "png")}
+        return own | {name: content for other in self.others for name, content in other.files().items()}
 
     def _saved(self, kind: str) -> bytes:
-        with matplotlib.rc_context(STYLE):
+        # the same figure gives the same file, and no two on a page the same names of parts: a hidden one's draw nothing
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"queryfoil {self.title}"}):
             figure = Figure(figsize=(WIDTH, self.height))
             (FigureCanvasSVG if kind == "svg" else FigureCanvasAgg)(figure)
             self.plot(figure)
