@@ -26,8 +26,9 @@ def coarse(about: About, decimals: int | None, top_k: int | None) -> Coarse | No
     """What to do to probabilities (N, K) before they are shown; None if nothing.
 
     First the `top_k` highest alone, as `TopK` shows them with rest "equal" (the others share what is left, so that the
-    confidence stays calibrated), then `decimals` decimals, as `RoundedScores` does it (the sum 1, the label on top). Both see shown scores alone, so they can tell nothing that
-    the protection hides. ValueError for logits and log-probabilities.
+    confidence stays calibrated), then `decimals` decimals, as `RoundedScores` does it (the sum 1, the label on top).
+    Both see shown scores alone, so they can tell nothing that the protection hides. ValueError for logits and
+    log-probabilities.
 
     >>> about = About(version="1", defense=None, input="images", input_shape=(1, 1, 1), classes=3, output="probs")
     >>> coarse(about, 1, 1)(np.array([[0.35, 0.45, 0.2]], np.float32))

@@ -45,7 +45,10 @@ def command(
         int | None, typer.Option("--round", min=1, max=6, help="Show probabilities of so many decimals.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Show the probabilities of so many classes alone; the others share what is left.")
+        int | None,
+        typer.Option(
+            "--top-k", min=1, help="Show the probabilities of so many classes alone; the others share what is left."
+        ),
     ] = None,
     query_log: Annotated[
         Path | None, typer.Option(help="Folder for a log of the queries, without images: see docs/watch.md.")

@@ -235,9 +235,11 @@ def _of_layout(plan: Plan, results: Sequence[CellResult], kind: str) -> list[Pic
         axes = dict.fromkeys(name for r in results for name in r.cell.place if name in SWEPT)
         return [sweep(name, [r for r in results if name in r.cell.place]) for name in axes]
     if kind == "frontier":
+        *early, last = plan.layout.at
         return [
-            frontier.frontier(frontier.points(cells, plan.layout.at[-1]), plan.layout.at[-1], ", ".join(group))
+            frontier.frontier(frontier.points(cells, q), q, ", ".join(group if q == last else (*group, f"{q} queries")))
             for group, cells in sheets.groups(results, plan.layout.users or (), axis).items()
+            for q in (last, *early)
         ]
     if kind in ("scores", "curves"):
         shown = _one_of_each_model(results)

@@ -85,7 +85,7 @@ def _over(found: Sequence[Point], q: int, of: str, over: str) -> Picture:
     def plot(figure: Figure) -> None:
         axes = figure.subplots()
         for i, p in enumerate(found):
-            _draw(axes, p, over, i)
+            _draw(axes, p, over, i, q)
         if axis.less:
             axes.invert_xaxis()
         top = axes.get_ylim()[1]
@@ -101,18 +101,18 @@ def _over(found: Sequence[Point], q: int, of: str, over: str) -> Picture:
         "with a 95 % interval. No defense is beyond the dotted line. Filled and named: the network without a defense, "
         "and labels alone, whose confidence is always the same. Point at one for all its figures."
     )
-    titles = {_gid(i, over): _title(p, q) for i, p in enumerate(found)}
+    titles = {_gid(i, over, q): _title(p, q) for i, p in enumerate(found)}
     height = 3.1 + 0.19 * ((len(found) + 1) // 2)
     return Picture(axis.title + (f": {of}" if of else ""), caption, plot, height, titles, axis.name)
 
 
-def _draw(axes: Axes, p: Point, over: str, i: int) -> None:
+def _draw(axes: Axes, p: Point, over: str, i: int, q: int) -> None:
     """Point number i, with its interval; no two of 40 have colour and shape in common, and one behind another shows."""
     spot, colour = _spot(p, over), COLOURS[i % len(COLOURS)]
     bar = [[max(spot.y - spot.low, 0)], [max(spot.high - spot.y, 0)]]
     axes.errorbar(spot.x, spot.y, yerr=bar, color=colour, lw=0.8, capsize=2)
     look = {"ms": 8, "zorder": 2} if p.corner else {"ms": 6, "mew": 1.5, "mfc": "none", "zorder": 3}
-    axes.plot(spot.x, spot.y, MARKERS[i % len(MARKERS)], color=colour, label=p.label, gid=_gid(i, over), **look)
+    axes.plot(spot.x, spot.y, MARKERS[i % len(MARKERS)], color=colour, label=p.label, gid=_gid(i, over, q), **look)
 
 
 def _spot(p: Point, over: str) -> Spot:
@@ -141,8 +141,8 @@ def _edge(best: Sequence[Point], over: str, left: float) -> list[tuple[float, fl
     return [*corners, (x, 0.0)]
 
 
-def _gid(i: int, over: str) -> str:
-    return f"{over}-{i}"
+def _gid(i: int, over: str, q: int) -> str:
+    return f"{over}-{q}-{i}"
 
 
 def _title(p: Point, q: int) -> str:
