@@ -1,14 +1,12 @@
 """Writing a comparison: compare.json, compare.md and compare.html."""
 
 import json
-from importlib.resources import files as resources
 from pathlib import Path
-
-import jinja2
 
 from queryfoil import files
 from queryfoil.compare import forest, words
 from queryfoil.compare.comparison import Comparison
+from queryfoil.page import page
 
 HEADINGS = ("", "A", "B", "B − A", "")
 
@@ -43,8 +41,6 @@ def _cell(text: str) -> str:
 
 def html(c: Comparison) -> str:
     """One page with everything inside: no script, no network."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((resources("queryfoil.compare") / "compare.html.j2").read_text(encoding="utf-8"))
     pairs = [
         (
             p,
@@ -53,7 +49,7 @@ def html(c: Comparison) -> str:
         )
         for p in c.pairs
     ]
-    return template.render(
-        c=c, pairs=pairs, pictures=forest.all_of(c), verdict=words.verdict(c), read=words.READ,
-        remainder=words.remainder(c),
+    return page(
+        "compare/compare.html.j2", c=c, pairs=pairs, pictures=forest.all_of(c), verdict=words.verdict(c),
+        read=words.READ, remainder=words.remainder(c),
     )  # fmt: skip

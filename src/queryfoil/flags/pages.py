@@ -1,12 +1,10 @@
 """Flags as text: a section of a report, a table, and the page that `queryfoil check` writes."""
 
 from collections.abc import Sequence
-from importlib.resources import files as resources
 from typing import Any
 
-import jinja2
-
 from queryfoil.flags.flag import FLAGS, KINDS, Flag
+from queryfoil.page import page
 
 Flagged = Sequence[tuple[str, list[Flag]]]
 """Flags by the name of the defense that they are about."""
@@ -43,10 +41,8 @@ def section(flags: Flagged) -> list[str]:
 
 def html(title: str, facts: list[str], flags: list[Flag], versions: dict[str, str]) -> str:
     """The page of `queryfoil check`: one file, no script, no network."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((resources("queryfoil.flags") / "check.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        title=title, facts=facts, kinds=KINDS, counts=counts(flags),
+    return page(
+        "flags/check.html.j2", title=title, facts=facts, kinds=KINDS, counts=counts(flags),
         groups=[(status, [f for f in flags if f.status == status]) for status in ("raised", "clear", "not judged")],
         versions=", ".join(f"{name} {value}" for name, value in versions.items() if value),
     )  # fmt: skip

@@ -1,17 +1,16 @@
 """Writing the report of a folder: summary.json, images.parquet, report.md, report.html, and the figures alone."""
 
 import json
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as pq
 
 from queryfoil import files, summary
 from queryfoil.attacks import TACTICS
 from queryfoil.flags import pages, stored
 from queryfoil.layout import Layout
+from queryfoil.page import page
 from queryfoil.plan import Plan
 from queryfoil.report import cells, figures, sheets
 from queryfoil.report.cells import Row
@@ -142,10 +141,9 @@ def html(
     plan: Plan, rows: list[Row], pictures: list[Picture], sheet: sheets.Sheet | None, flags: pages.Flagged = ()
 ) -> str:
     """One page with everything inside: no script, no network."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(zip=zip, described=_described)
-    template = environment.from_string((resources("queryfoil.report") / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return page(
+        "report/page.html.j2",
+        described=_described,
         plan=plan,
         headline=_lead(plan, rows, sheet),
         sheet=sheet,

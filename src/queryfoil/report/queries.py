@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from queryfoil import __version__, files
 from queryfoil.deploy.grouping import Queries, Step, read
 from queryfoil.deploy.watch import ATTACK, CALM, LEVELS, LOOK, PART, Client, Rules, Sequence, Watched, watch
+from queryfoil.page import page
 from queryfoil.report.drawing import COLOURS, Picture
 
 SHOWN = 200  # clients in the table, sequences of several clients
@@ -44,12 +43,11 @@ def write(folder: str | Path, out: str | Path, since: datetime | None = None, st
 
 def html(found: Watched) -> str:
     """One page with everything inside: no script, no network. Names of clients are escaped."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((resources("queryfoil.report") / "queries.html.j2").read_text(encoding="utf-8"))
     shown = lines(found.clients[:SHOWN])
     suspects = [client for client in found.clients if client.level > CALM]
     drawn = [(client.name, client.level, client.largest) for client in suspects if client.largest][:DRAWN]
-    return template.render(
+    return page(
+        "report/queries.html.j2",
         headline=headline(found),
         facts=_facts(found),
         suspicious=[line for line in shown if line.level > CALM],
