@@ -32,7 +32,7 @@ from queryfoil.deploy.querylog import QueryLog
 from queryfoil.deploy.watch import ATTACK, LOOK, Client, watch
 from queryfoil.oracle import Model
 
-ATTACKS = ("square", "signhunter", "simba", "nes", "rays", "hopskipjump")
+ATTACKS = ("square", "signhunter", "simba", "nes", "rays", "hopskipjump", "border_walk")
 TUNING = ("bandits", "blind_square", "signopt", "surfree", "rambo", "cgba")
 DEFENSES = ("terraces", "aaa", "none")
 BATCH = 16  # images of an honest client in a request: less to wait for
