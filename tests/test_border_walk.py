@@ -90,15 +90,29 @@ def test_the_level_falls_as_the_edge_of_the_ball_shows_lower_ones_and_radii_only
     assert falls > len(task.ids) / 2
 
 
-def test_what_it_holds_shows_the_level_that_it_says():
+def test_what_it_holds_shows_the_level_that_it_says_and_two_radii_nearer_it_does_not():
     model = Stairs(Linear(SHAPE, classes=2), 2.0)
     task = task_of(model.model, far=1.0)
     attack = BorderWalk(p_init=0.3)
     for state in Played(attack, model, task, steps=30).states:
         found = state.radius <= 510
         assert bool(found.any())
-        shown = task.objective(model(quantize(attack._at(task, state.signs, state.radius))))
+        shown, before = (
+            task.objective(model(quantize(attack._at(task, state.signs, radius))))
+            for radius in (state.radius, (state.radius - 2).clamp_min(0))  # one is lost where two levels fall at once
+        )
         assert bool((shown <= state.goal)[found].all())
+        assert bool((before > state.goal)[found].all())
+
+
+def test_it_walks_on_where_a_turn_gains_nothing():
+    model = Stairs(Linear(SHAPE, classes=2), 2.0)
+    states = Played(BorderWalk(p_init=0.3), model, task_of(model.model, far=1.0), steps=30).states
+    gained_nothing = [
+        (after.goal == before.goal) & (after.radius == before.radius) & (after.signs != before.signs).flatten(1).any(1)
+        for before, after in itertools.pairwise(states)
+    ]
+    assert any(bool(rows.any()) for rows in gained_nothing)
 
 
 def test_it_fools_by_labels_where_greedy_search_stands_still():

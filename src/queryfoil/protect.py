@@ -96,10 +96,18 @@ def _check_margins(logits: Tensor, finds_tau: bool) -> None:
 def _check_parted(logits: Tensor, labels: Tensor) -> None:
     """ValueError where nearly all wrong answers to expect are in rows tied for the top, so that no border parts them.
 
-    That is, where even the last of the candidates for borders (`terrace_fit.CANDIDATES`) would lie at 0.
+    That is, where even the last of the candidates for borders (`terrace_fit.CANDIDATES`) would lie at 0. ValueError too
+    for logits so large that no temperature that is tried leaves wrong answers to expect.
     """
     z = logits.detach().double().cpu()
-    wrong = 1 - (z / temperature.fit(z, labels.cpu()).temperature).softmax(1).amax(1)
+    fitted = temperature.fit(z, labels.cpu()).temperature
+    if fitted > 0.999 * temperature.TO and (median := float(_margins(z).median())) > temperature.TO:
+        raise ValueError(
+            f"expected logits that a temperature of at most {temperature.TO:g}, the highest that is tried, calibrates, "
+            f"but half of these {len(z)} lead by at least {median:.2g}, and no such temperature is high enough; check "
+            "that these are the model's logits and were not scaled up"
+        )
+    wrong = 1 - (z / fitted).softmax(1).amax(1)
     tied = _margins(z) == 0
     share = float(wrong[tied].sum() / wrong.sum())
     if share >= terrace_fit.CANDIDATES[-1] - 1e-9:  # in another order the sum is rounded otherwise
