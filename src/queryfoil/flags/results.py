@@ -66,7 +66,11 @@ def scores_useless(mine: Sequence[Record]) -> Flag:
             f"({by_score.label}) {percent(b)} ({about(group[0])}, n = {len(ids)}). Raised from the same less a point"
         )
         found.append((a - b, judged("F6", a >= b - POINT, measured, queries=q, labels=a, scores=b, images=len(ids))))
-    return _loudest("F6", found, "an attack that sees labels alone (blind_square, rays, the reading label, ...) and one that sees scores")
+    return _loudest(
+        "F6",
+        found,
+        "an attack that sees labels alone (blind_square, rays, the reading label, ...) and one that sees scores",
+    )
 
 
 def _unsaturated(records: Sequence[Record], ids: np.ndarray, budget: int) -> int:
