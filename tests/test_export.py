@@ -179,6 +179,40 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Drawing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.randn(len(x), 5)
+
+
+class Centered(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1)[:, :5]
+        return z - z.mean(0)
+
+
+class Switched(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1)[:, :5]
+        return z if float(z.sum()) > 0 else -z
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Drawing(), "asked twice this one gave others"),
+        (Centered(), "in another batch this one gave the same images other scores"),
+        (Switched(), "torch.export makes no graph of this model"),
+    ],
+)
+def test_a_network_that_no_graph_can_hold_is_refused_in_a_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], module: nn.Module, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(Victim(module.eval()), None, tmp_path / "model.onnx", shape=(1, 3, 4))
+    assert capfd.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command(tmp_path: Path) -> None:
     z, y = drawn(10)
     np.savez(tmp_path / "logits.npz", logits=z.numpy(), labels=y.numpy())

@@ -1,7 +1,9 @@
 """One file with a model and its protection, for a server without this library: ONNX, torch.export's pt2, or NumPy."""
 
+import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -93,6 +95,8 @@ def export(
     module = module.to(sample.device)
     with torch.inference_mode():
         scores = sample if network is None else _asked(network, sample)
+        if network is not None:
+            _check_steady(network, sample, scores)
         expected = _answers(module, sample)
     about = {
         "version": __version__,
@@ -183,6 +187,27 @@ def _asked(network: Victim, images: Tensor) -> Tensor:
     return scores
 
 
+def _check_steady(network: Victim, images: Tensor, scores: Tensor) -> None:
+    """ValueError if a network gives other scores than these when asked again, or asked in batches of another size."""
+    if _apart(network(images), scores) > TOLERANCE:
+        raise ValueError(
+            "expected a network that gives the same image the same scores, but asked twice this one gave others; a "
+            "graph would freeze or lose what it draws, so export another, or the protection alone"
+        )
+    if _apart(_answers(network, images), scores) > TOLERANCE:
+        raise ValueError(
+            "expected a network that answers each image by itself, but in another batch this one gave the same images "
+            "other scores, which a server that gathers requests would show; make it treat its rows apart"
+        )
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference of scores (N, K), as a part of the largest score, if that is more than 1."""
+    finite = a.isfinite() & b.isfinite()
+    far = (a - b)[finite].abs().amax() if bool(finite.any()) else torch.zeros(())
+    return float(far / a[finite].abs().amax().clamp_min(1))
+
+
 def _parts(sample: Tensor) -> Iterator[Tensor]:
     ends = np.cumsum(BATCHES).tolist()
     return (sample[end - n : end] for n, end in zip(BATCHES, ends, strict=True))
@@ -221,7 +246,7 @@ def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
     """The module as a graph of torch operations for batches of any size."""
     for strict in (True, False):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _quiet():
                 return torch.export.export(
                     module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=strict
                 )
@@ -231,6 +256,18 @@ def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
         f"torch.export makes no graph of this model for batches of any size ({reason}); write the protection alone by "
         "`queryfoil export scores OUT --fit FIT`"
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the graphs that torch prints and logs where it makes none; its error has the reason."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _onnx(module: nn.Module, name: str, example: Tensor, about: str, path: Path) -> Callable[[Tensor], Tensor]:
