@@ -5,7 +5,7 @@ are such scores too. Only a border can be felt there, so this attacker holds on 
 does to that between two labels: along a ray of signs he finds by bisection where the shown loss has fallen to a level.
 He then turns the signs in one of Square's windows (Andriushchenko et al., ECCV 2020), and keeps what passes the border
 no farther from the image. The level that the ray shows at the edge of the ball is the one to look for: a lower one
-that he sees there takes the place of the last.
+that he sees there takes the place of the last. He begins with the best of several rays.
 
 No paper's attack. It differs from RayS in its windows, in that it walks on where a turn gains nothing, and in that any
 level leads it.
@@ -18,9 +18,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from queryfoil import rng
 from queryfoil.attacks.hopskipjump import wide
-from queryfoil.attacks.square import Square
-from queryfoil.checks import require
+from queryfoil.attacks.square import START, Square
+from queryfoil.checks import require, require_whole
 from queryfoil.oracle import Oracle
 from queryfoil.run import Attack
 from queryfoil.task import Task
@@ -36,18 +37,21 @@ class State(NamedTuple):
 class BorderWalk(Attack[State]):
     """A walk along the borders between shown levels, L-inf; it also asks outside the ball.
 
-    p_init, horizon: of the windows, as in `Square`. tolerance: radii are multiples of it, on the scale of the images,
-    in (0, 1] and at most eps; half a level by default, as in `RayS`.
+    starts: rays of vertical stripes, the best of which is walked on from. p_init, horizon: of the windows, as in
+    `Square`. tolerance: radii are multiples of it, on the scale of the images, in (0, 1] and at most eps; a level of
+    8 bits by default.
     """
 
-    p_init: float = 0.3
+    starts: int = 8
+    p_init: float = 0.15
     horizon: int = 10_000
-    tolerance: float = 0.5 / 255
+    tolerance: float = 1 / 255
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     loss: ClassVar[str] = "margin"
 
     def __post_init__(self) -> None:
+        require_whole("starts", self.starts)
         Square(self.p_init, self.horizon)  # which checks them
         require("tolerance", self.tolerance, "in (0, 1]", lambda value: 0 < value <= 1)
 
@@ -58,9 +62,12 @@ class BorderWalk(Attack[State]):
     def init(self, task: Task, query: Oracle) -> State:
         clean = task.objective(query.scores)
         below = torch.nextafter(clean, torch.full_like(clean, -torch.inf))  # any level but that of the clean image
-        signs = 2 * self._square.start(_signs_only(task)) - 1
-        start = State(signs, below, torch.full_like(task.ids, self._corner + 1))
-        return self._try(task, query, start, signs, torch.full_like(start.radius, self._edge(task)))
+        signs = _stripes(task, 0)
+        state = State(signs, below, torch.full_like(task.ids, self._corner + 1))
+        state = self._try(task, query, state, signs, torch.full_like(state.radius, self._edge(task)))
+        for start in range(1, self.starts):
+            state = self._try(task, query, state, _stripes(task, start), state.radius.clamp_max(self._corner))
+        return state
 
     def step(self, task: Task, query: Oracle, state: State, t: int) -> State:
         signs = 2 * self._square.propose(_signs_only(task), (state.signs + 1) / 2, t) - 1
@@ -72,25 +79,36 @@ class BorderWalk(Attack[State]):
         loss = task.objective(query(self._at(task, signs, radius)))
         passed = query.live & (loss <= state.goal)
         goal = torch.where(passed & (radius == edge), loss, state.goal)
-        near = self._border(task, query, signs, goal, torch.zeros_like(radius), radius, passed)
+        stride = (radius == state.radius).long()  # the border is near where the last ray had it, if there was one
+        near, shown = self._border(task, query, signs, goal, torch.zeros_like(radius), radius, loss, stride, passed)
         inside = passed & (near <= edge) & (radius != edge)
         loss = task.objective(query(self._at(task, signs, edge), inside))
         lower = inside & query.live & (loss < goal)
         goal = torch.where(lower, loss, goal)
-        near = torch.where(lower, self._border(task, query, signs, goal, near, edge, lower), near)
+        further, _ = self._border(task, query, signs, goal, near, edge, loss, 0 * stride, lower & (shown > goal))
+        near = torch.where(lower & (shown > goal), further, near)
         return State(torch.where(wide(passed), signs, state.signs), goal, torch.where(passed, near, state.radius))
 
     def _border(
-        self, task: Task, query: Oracle, signs: Tensor, goal: Tensor, low: Tensor, high: Tensor, where: Tensor
-    ) -> Tensor:
-        """The radius (N,) from which on the level is shown, by bisection in rows `where`; `low` does not show it."""
+        self, task: Task, query: Oracle, signs: Tensor, goal: Tensor, low: Tensor, high: Tensor, loss: Tensor,
+        stride: Tensor, where: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The radius (N,) from which on the level is shown, in rows `where`, and the loss there (N,).
+
+        `high` shows it, with the loss given, `low` does not. Down from `high` in steps that double, beginning with
+        `stride` (N,), until one is too long; then, or for a stride of 0, by bisection.
+        """
         todo = where & query.live & (high - low > 1)
         while bool(todo.any()):
-            middle = (low + high) // 2
-            passed = task.objective(query(self._at(task, signs, middle), todo)) <= goal
+            half = (low + high) // 2
+            middle = torch.where(stride > 0, torch.maximum(high - stride, half), half)
+            seen = task.objective(query(self._at(task, signs, middle), todo))
+            passed = seen <= goal
+            loss = torch.where(todo & passed, seen, loss)
             low, high = torch.where(todo & ~passed, middle, low), torch.where(todo & passed, middle, high)
+            stride = torch.where(passed, 2 * stride, 0)
             todo &= query.live & (high - low > 1)
-        return high
+        return high, loss
 
     def _at(self, task: Task, signs: Tensor, radius: Tensor) -> Tensor:
         size = (radius.double() * self.tolerance).to(signs)
@@ -108,6 +126,12 @@ class BorderWalk(Attack[State]):
     @property
     def _square(self) -> Square:
         return Square(self.p_init, self.horizon)
+
+
+def _stripes(task: Task, number: int) -> Tensor:
+    """Signs of vertical stripes (N, C, H, W); number 0 are those that Square starts with."""
+    n, c, h, w = task.images.shape
+    return rng.signs(task.seed, task.ids, number, START, c * w).view(n, c, 1, w).expand(n, c, h, w)
 
 
 def _signs_only(task: Task) -> Task:
