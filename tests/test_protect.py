@@ -62,11 +62,12 @@ def test_logits_that_are_all_but_tied_are_named_as_what_is_wrong(settings: dict[
     assert "tau" not in str(error.value)
 
 
+@pytest.mark.parametrize("objective", ["worst-case", "greedy", "paper"])
 @pytest.mark.parametrize("scale", [1e5, 1e6, 1e8, 1e30])
-def test_logits_scaled_up_beyond_any_temperature_are_refused(scale: float) -> None:
+def test_logits_scaled_up_beyond_any_temperature_are_refused(scale: float, objective: str) -> None:
     logits, labels = drawn(500, 5)
     with pytest.raises(ValueError, match=r"temperature of at most 1000, .* half of these 500 lead by at least"):
-        qf.fit(logits * scale, labels, allowed=0.05)
+        qf.fit(logits * scale, labels, objective=objective)
 
 
 def test_a_period_too_small_for_float32_is_told_of_the_logits() -> None:

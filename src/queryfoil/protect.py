@@ -47,7 +47,8 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
     `allowed`); "greedy", most against attackers who minimize what they are shown, at the same ECE (`calibration.fit`,
     with `curve`, `tau`, `alpha`, `beta`, `solver`, `steps`, `lr`, `rule`); or "paper", AAA-linear with the settings
     of the paper. All decide on these images alone. ValueError for settings that the objective does not take, and for
-    logits whose best classes lead by too little to fit anything to; it says by how much they do.
+    logits whose best classes lead by too little to fit anything to, or by too much for any temperature; it says by how
+    much they do.
 
     >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
@@ -65,9 +66,10 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
             raise ValueError(f"the objective {objective} does not take {name}{hint}; it takes {', '.join(takes)}")
     calibration.check_held_out(logits, labels)
     _check_margins(logits, finds_tau=objective == "greedy" and settings.get("tau") is None)
+    fitted = _check_temperature(logits, labels)
     if how is not terrace_fit.fit:
         return how(logits, labels, **fixed, **settings)
-    _check_parted(logits, labels)
+    _check_parted(logits, fitted)
     try:
         return how(logits, labels, **fixed, **settings)
     except ValueError as error:  # at a small scale it finds good ones for some networks, so it is let try
@@ -93,12 +95,8 @@ def _check_margins(logits: Tensor, finds_tau: bool) -> None:
         )
 
 
-def _check_parted(logits: Tensor, labels: Tensor) -> None:
-    """ValueError where nearly all wrong answers to expect are in rows tied for the top, so that no border parts them.
-
-    That is, where even the last of the candidates for borders (`terrace_fit.CANDIDATES`) would lie at 0. ValueError too
-    for logits so large that no temperature that is tried leaves wrong answers to expect.
-    """
+def _check_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that calibrates; ValueError for logits so large that none of those tried does."""
     z = logits.detach().double().cpu()
     fitted = temperature.fit(z, labels.cpu()).temperature
     if fitted > 0.999 * temperature.TO and (median := float(_margins(z).median())) > temperature.TO:
@@ -107,6 +105,16 @@ def _check_parted(logits: Tensor, labels: Tensor) -> None:
             f"but half of these {len(z)} lead by at least {median:.2g}, and no such temperature is high enough; check "
             "that these are the model's logits and were not scaled up"
         )
+    return fitted
+
+
+def _check_parted(logits: Tensor, fitted: float) -> None:
+    """ValueError where nearly all wrong answers to expect are in rows tied for the top, so that no border parts them.
+
+    That is, where even the last of the candidates for borders (`terrace_fit.CANDIDATES`) would lie at 0. `fitted` is
+    the temperature that calibrates.
+    """
+    z = logits.detach().double().cpu()
     wrong = 1 - (z / fitted).softmax(1).amax(1)
     tied = _margins(z) == 0
     share = float(wrong[tied].sum() / wrong.sum())
