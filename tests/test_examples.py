@@ -79,18 +79,20 @@ def test_bentoml(served: SimpleNamespace) -> None:
 
 
 def test_triton_by_a_stand_in_for_its_interface(served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton itself has the module that the backend imports; here are the three names of it that are used."""
+    """Triton itself has the module that the backend imports; here are the names of it that are used."""
     interface: Any = ModuleType("triton_python_backend_utils")
     interface.get_input_tensor_by_name = lambda request, name: request[name]
-    interface.Tensor = lambda name, values: SimpleNamespace(name=name, values=values)
+    interface.Tensor = SimpleNamespace(
+        from_dlpack=lambda name, capsule: SimpleNamespace(name=name, values=torch.from_dlpack(capsule))
+    )
     interface.InferenceResponse = lambda tensors: tensors
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", interface)
     model = example("triton/model").TritonPythonModel()
     model.initialize({"model_repository": "/models/protected", "model_version": "1"})
-    parts = [{"images": SimpleNamespace(as_numpy=part.numpy)} for part in served.x.split([2, 3])]
+    parts = [{"images": SimpleNamespace(to_dlpack=part.__dlpack__)} for part in served.x.split([2, 3])]
     responses = model.execute(parts)
     assert [tensor.name for (tensor,) in responses] == ["probabilities"] * 2
-    close(np.concatenate([tensor.values for (tensor,) in responses]), served.shown)
+    close(torch.cat([tensor.values for (tensor,) in responses]), served.shown)
     config = (EXAMPLES / "triton/config.pbtxt").read_text()
     assert 'name: "images"' in config
     assert 'name: "probabilities"' in config

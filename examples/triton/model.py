@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 import queryfoil as qf
 
@@ -22,8 +23,10 @@ class TritonPythonModel:
         """Probabilities as the protected network shows them, for each request."""
         responses = []
         for request in requests:
-            images = pb_utils.get_input_tensor_by_name(request, "images").as_numpy()
+            images = from_dlpack(pb_utils.get_input_tensor_by_name(request, "images").to_dlpack())
             with torch.inference_mode():
-                probs = self.network(torch.from_numpy(images)).softmax(1)
-            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("probabilities", probs.numpy())]))
+                probs = self.network(images).softmax(1)
+            responses.append(
+                pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("probabilities", to_dlpack(probs))])
+            )
         return responses
