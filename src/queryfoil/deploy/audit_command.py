@@ -1,6 +1,7 @@
 """The command `queryfoil audit`."""
 
 import os
+import ssl
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,7 @@ def command(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            help="An attacker of the plan worst-case, or an attack of `queryfoil list`; repeat. If left out, eight: "
+            help="An attacker of the plan worst-case, or an attack of `queryfoil list`; repeat. If left out, nine: "
             "see docs/audit.md."
         ),
     ] = None,
@@ -72,6 +73,13 @@ def command(
             f"environment variable {TOKEN}."
         ),
     ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with certificates (PEM) of the authorities to trust instead of the usual ones, for an https or "
+            "grpcs endpoint."
+        ),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask whether the endpoint is yours: for scripts that know it.")
     ] = False,
@@ -97,11 +105,12 @@ def command(
         seed=seed, output=output, mean=mean, std=std, size=size, most=most,
         limits=Limits.of(model, batch=batch, rate=rate, requests=requests, patience=patience, timeout=timeout),
     )  # fmt: skip
+    _check_authorities(ca_file, checked)
     console.print(checked.estimate, markup=False, soft_wrap=True)
     _agree(checked, token, yes)
     try:
         with Display() as report:
-            outcome = run(checked, token=token, time_limit=time_limit, chunk=chunk, report=report)
+            outcome = run(checked, token=token, authorities=ca_file, time_limit=time_limit, chunk=chunk, report=report)
     except SpentError as error:
         errors.print(
             f"stopped: {error}; what was finished is kept, run the same command with a larger --most to continue",
@@ -147,6 +156,18 @@ def _token(file: Path | None) -> str | None:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(f"expected one token of ASCII characters, without spaces, in {file or TOKEN}, but it is none")
     return token
+
+
+def _check_authorities(file: Path | None, audit: Audit) -> None:
+    """ValueError where certificates are given that no line would use, or none that can be read."""
+    if file is None:
+        return
+    if audit.address is None or not audit.address.encrypted:
+        raise ValueError("--ca-file is for endpoints with https or grpcs; leave it out")
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise ValueError(f"expected certificates in PEM format in {file}, but {error}") from None
 
 
 def _interactive() -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from queryfoil import bench, provenance
@@ -27,6 +28,7 @@ def run(
     audit: Audit,
     *,
     token: str | None = None,
+    authorities: Path | None = None,
     time_limit: float | None = None,
     chunk: int = CHUNK,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -43,7 +45,7 @@ def run(
             if audit.address is None:
                 network, told = _own(audit, ledger)
                 return _attacked(audit, ledger, network, told, time_limit, chunk, report)
-            with closing(line(audit.address, token, audit.limits.timeout)) as there:
+            with closing(line(audit.address, token, audit.limits.timeout, authorities)) as there:
                 network, told = _served(audit, ledger, there)
                 return _attacked(audit, ledger, network, told, time_limit, chunk, report)
         except ModelError as error:

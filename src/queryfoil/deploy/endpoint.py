@@ -12,6 +12,7 @@ HTTP_PATH = re.compile(r"(?P<base>/.*?)?/v2/models/(?P<model>[^/]+)(?:/versions/
 GRPC_PATH = re.compile(r"(?P<base>)/(?P<model>[^/]+)(?:/(?P<version>[^/]+))?/?")
 OUTPUTS = ("logits", "log_probs", "probs")
 DATATYPES = ("FP32", "UINT8")
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # in what both clients say of a certificate, in some case of letters
 
 
 class EndpointError(ConnectionError):
@@ -162,6 +163,14 @@ class Described:
                 f"expected images {self.shape}, as the model takes them, but got {tuple(shape)}; choose other images, "
                 "or let them be resized by --size"
             )
+
+
+def untrusted(address: Address, reason: str) -> str:
+    """What to say where the certificate of an endpoint is none that is trusted."""
+    return (
+        f"the certificate of {address.place} is not trusted ({reason}); if it is of an authority of your own, pass its "
+        "certificate by --ca-file"
+    )
 
 
 def refused(address: Address, token: str | None, reason: str) -> str:

@@ -1,13 +1,23 @@
 """The line to an endpoint over gRPC: tritonclient."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError, refused
+from queryfoil.deploy.endpoint import (
+    UNTRUSTED,
+    Address,
+    BatchError,
+    BusyError,
+    Described,
+    EndpointError,
+    refused,
+    untrusted,
+)
 
 AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
 TOO_LARGE = re.compile(r"bytes|larger than max")  # in what is said with RESOURCE_EXHAUSTED, which also means busy
@@ -21,7 +31,7 @@ class GRPCLine:
     have either.
     """
 
-    def __init__(self, address: Address, token: str | None, timeout: float) -> None:
+    def __init__(self, address: Address, token: str | None, timeout: float, authorities: Path | None = None) -> None:
         from tritonclient import grpc as triton
 
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -29,7 +39,12 @@ class GRPCLine:
         self.address, self.token, self.timeout = address, token, timeout
         self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self.triton = triton
-        self.client = triton.InferenceServerClient(address.place, ssl=address.scheme == "grpcs", channel_args=options)
+        self.client = triton.InferenceServerClient(
+            address.place,
+            ssl=address.scheme == "grpcs",
+            root_certificates=None if authorities is None else str(authorities),
+            channel_args=options,
+        )
 
     def describe(self) -> Described:
         """What the server says of the model; gRPC has no place for the kind of scores."""
@@ -65,6 +80,8 @@ class GRPCLine:
         text = f"it answered {status}: {reason}"
         if status == "RESOURCE_EXHAUSTED" and TOO_LARGE.search(reason):
             raise BatchError(f"{self.address}: {text}")
+        if UNTRUSTED in reason.upper():
+            raise EndpointError(untrusted(self.address, text))
         if status in AGAIN:
             lost = status == "UNAVAILABLE" and NO_CONNECTION in reason.lower()
             raise BusyError(text, sent=not lost, connected=not lost)

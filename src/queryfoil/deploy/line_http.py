@@ -1,7 +1,9 @@
 """The line to an endpoint over HTTP: httpx carries what tritonclient writes and reads."""
 
+import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError, refused
+from queryfoil.deploy.endpoint import (
+    UNTRUSTED,
+    Address,
+    BatchError,
+    BusyError,
+    Described,
+    EndpointError,
+    refused,
+    untrusted,
+)
 
 BINARY = "binary_tensor_data"  # extension of the protocol
 LENGTH = "Inference-Header-Content-Length"
@@ -24,10 +35,11 @@ class HTTPLine:
     Nothing but the address is asked: redirects are not followed, and this machine is not asked through a proxy.
     """
 
-    def __init__(self, address: Address, token: str | None, timeout: float) -> None:
+    def __init__(self, address: Address, token: str | None, timeout: float, authorities: Path | None = None) -> None:
         headers = {"accept-encoding": "identity"} | ({} if token is None else {"authorization": f"Bearer {token}"})
         self.address, self.token = address, token
-        self.client = httpx.Client(headers=headers, timeout=timeout, trust_env=not address.loopback)
+        verify = True if authorities is None else ssl.create_default_context(cafile=authorities)
+        self.client = httpx.Client(headers=headers, timeout=timeout, trust_env=not address.loopback, verify=verify)
         self.binary = False
 
     def describe(self) -> Described:
@@ -73,6 +85,8 @@ class HTTPLine:
         except httpx.PoolTimeout as error:
             raise BusyError(_named(error), sent=False) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if UNTRUSTED in str(error).upper():
+                raise EndpointError(untrusted(self.address, str(error))) from None
             raise BusyError(_named(error), sent=False, connected=False) from None
         except httpx.TransportError as error:
             raise BusyError(_named(error)) from None

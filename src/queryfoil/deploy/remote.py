@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -214,16 +215,19 @@ class Own:
         """Nothing to close."""
 
 
-def line(address: Address, token: str | None, timeout: float) -> Served:
-    """The line to an address; ValueError that says what to install where its client is missing."""
+def line(address: Address, token: str | None, timeout: float, authorities: Path | None = None) -> Served:
+    """The line to an address; ValueError that says what to install where its client is missing.
+
+    authorities: a file with the certificates (PEM) to trust instead of the usual ones.
+    """
     try:
         if address.over_http:
             from queryfoil.deploy.line_http import HTTPLine
 
-            return HTTPLine(address, token, timeout)
+            return HTTPLine(address, token, timeout, authorities)
         from queryfoil.deploy.line_grpc import GRPCLine
 
-        return GRPCLine(address, token, timeout)
+        return GRPCLine(address, token, timeout, authorities)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"an audit of an endpoint needs the package {error.name}, which is not installed; install queryfoil[audit]"
