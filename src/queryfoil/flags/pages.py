@@ -54,7 +54,7 @@ def counts(flags: list[Flag]) -> str:
     verdicts = sum(f.kind == "verdict" for f in found)
     unknown = sum(f.status == "not judged" for f in flags)
     return (
-        f"{len(found)} of {len(flags)} flags are raised: {verdicts} verdicts, {len(found) - verdicts} properties; "
+        f"{len(found)} of {len(flags)} flags are raised (verdicts: {verdicts}, properties: {len(found) - verdicts}); "
         f"{unknown} are not judged"
     )
 
