@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Fit | TerraceFit], dict[str, Any], str
 """What a protection is fitted for: how, with which settings, and a line about it."""
 
 TERRACES = "terraces"
+SCALED_DOWN, FAR_OFF = 0.1, 0.1  # a temperature, and an ECE
 REFUSED = "no terraces keep"  # how `terrace_fit.fit` begins where it finds none that are good enough
 
 
@@ -46,9 +47,9 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
     wrong answers falls by little and the ECE rises by at most half a point (`terrace_fit.fit`, which takes `ranks` and
     `allowed`); "greedy", most against attackers who minimize what they are shown, at the same ECE (`calibration.fit`,
     with `curve`, `tau`, `alpha`, `beta`, `solver`, `steps`, `lr`, `rule`); or "paper", AAA-linear with the settings
-    of the paper. All decide on these images alone. ValueError for settings that the objective does not take, and for
-    logits whose best classes lead by too little to fit anything to, or by too much for any temperature; it says by how
-    much they do.
+    of the paper. All decide on these images alone. ValueError for settings that the objective does not take, for
+    probabilities, and for logits whose best classes lead by too little to fit anything to, or by too much for any
+    temperature; it says by how much they do.
 
     >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
@@ -65,17 +66,39 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
             hint = f"; it belongs to the objective {' or '.join(others)}" if others else ""
             raise ValueError(f"the objective {objective} does not take {name}{hint}; it takes {', '.join(takes)}")
     calibration.check_held_out(logits, labels)
+    _check_logits(logits)
     _check_margins(logits, finds_tau=objective == "greedy" and settings.get("tau") is None)
     fitted = _check_temperature(logits, labels)
-    if how is not terrace_fit.fit:
-        return how(logits, labels, **fixed, **settings)
-    _check_parted(logits, fitted)
+    if how is terrace_fit.fit:
+        _check_parted(logits, fitted)
     try:
-        return how(logits, labels, **fixed, **settings)
-    except ValueError as error:  # at a small scale it finds good ones for some networks, so it is let try
+        found: Fit | TerraceFit = how(logits, labels, **fixed, **settings)
+    except ValueError as error:  # at a small scale terraces are found for some networks, so it is let try
         if str(error).startswith(REFUSED) and (why := _small(logits)):
             raise ValueError(f"{why}. As these logits are, {error}") from error
         raise
+    _check_calibrated(found, fitted)
+    return found
+
+
+def _check_logits(logits: Tensor) -> None:
+    """ValueError for what can only be probabilities."""
+    z = logits.detach().double()
+    if bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            "expected logits or log-probabilities, but each row is of numbers from 0 on that sum to 1: probabilities; "
+            "pass their logarithm"
+        )
+
+
+def _check_calibrated(found: Fit | TerraceFit, fitted: float) -> None:
+    """ValueError for a protection whose confidence is far off, of logits that are too small to be a model's own."""
+    if fitted < SCALED_DOWN and found.ece_cross_fitted > FAR_OFF:
+        raise ValueError(
+            f"expected logits that are calibrated near their own scale, but these want a temperature of {fitted:.2g}, "
+            f"and the confidence of the best protection found would be off by {100 * found.ece_cross_fitted:.0f} % "
+            "(ECE); check that these are the model's logits and were not scaled down"
+        )
 
 
 def _check_margins(logits: Tensor, finds_tau: bool) -> None:
