@@ -93,12 +93,30 @@ def test_an_authority_that_is_given_is_trusted_and_no_other(tmp_path: Path, serv
         status, text = asked(*words, "--out", str(tmp_path / "out"), "--ca-file", str(tmp_path / "mine"))
         assert status == 0, text
         assert "accuracy left after 5 queries" in text
-        for trusted in ([], ["--ca-file", str(tmp_path / "other")]):
+        for trusted, hint in (
+            ([], "pass its certificate by --ca-file"),
+            (["--ca-file", str(tmp_path / "other")], "--ca-file has no authority that vouches for it"),
+        ):
             status, text = asked(*words, "--out", str(tmp_path / "refused"), *trusted)
             assert status != 0
             assert "is not trusted" in text
-            assert "pass its certificate by --ca-file" in text
+            assert hint in text
             assert "sent so far: 0 images" in text
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_a_certificate_of_another_host_is_not_trusted(tmp_path: Path, service: Service, scheme: str) -> None:
+    mine = trustme.CA()
+    mine.cert_pem.write_to_path(tmp_path / "mine")
+    port = service.port if scheme == "https" else int(service.grpc.rpartition(":")[2])
+    with behind_tls(port, mine.issue_cert("other.example")) as there:
+        path = f"/v2/models/{service.name}" if scheme == "https" else f"/{service.name}"
+        words = [f"{scheme}://127.0.0.1:{there}{path}", "--images", "fashion-mnist", "--n", "16", "--output", "probs"]
+        status, text = asked(*words, "--out", str(tmp_path / "out"), "--ca-file", str(tmp_path / "mine"))
+    assert status != 0
+    assert "is not trusted" in text
+    assert "or it is out of date or of another host" in text
+    assert "sent so far: 0 images" in text
 
 
 def test_authorities_that_nothing_would_use_or_read_are_refused(tmp_path: Path) -> None:

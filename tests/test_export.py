@@ -168,7 +168,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     drawing.deterministic = False
     with pytest.raises(ValueError, match="draws at random"):
         export(drawing, found, tmp_path / "model.onnx", shape=(1, 3, 4))
-    with pytest.raises(ValueError, match=r"answers images \(N, 2, 3, 4\), but it raised RuntimeError: .*by --shape"):
+    with pytest.raises(
+        ValueError, match=r"answers images \(N, 2, 3, 4\), but of 68 it raised RuntimeError: .*by --shape"
+    ):
         export(network(), found, tmp_path / "model.onnx", shape=(2, 3, 4))
     for answer, got in (((z, y), "tuple"), (z, r"\(1000, 5\)"), (z[:68, None], r"\(68, 1, 5\)")):
         odd = Victim(lambda x, answer=answer: answer)
@@ -196,9 +198,21 @@ class Switched(nn.Module):
         return z if float(z.sum()) > 0 else -z
 
 
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :5] * torch.nan
+
+
+class Squeezed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :5].squeeze()
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (Nothing(), "does not give finite scores"),
+        (Squeezed(), r"expected scores as a tensor \(1, K\) from the model, but got \(5,\)"),
         (Drawing(), "asked twice this one gave others"),
         (Centered(), "in another batch this one gave the same images other scores"),
         (Switched(), "torch.export makes no graph of this model"),

@@ -85,11 +85,12 @@ def test_logits_scaled_down_beyond_what_calibrates_are_refused(objective: str, s
 @pytest.mark.parametrize("objective", ["worst-case", "greedy", "paper"])
 def test_probabilities_in_place_of_logits_are_refused_and_their_logarithms_are_not(objective: str) -> None:
     logits, labels = drawn(500, 5)
-    with pytest.raises(ValueError, match="that sum to 1: probabilities; pass their logarithm"):
-        qf.fit(logits.softmax(1), labels, objective=objective)
-    qf.fit(
-        logits.log_softmax(1), labels, objective=objective, **({"allowed": 0.1} if objective == "worst-case" else {})
-    )
+    probs = logits.softmax(1)
+    for given in (probs, probs.bfloat16(), (100 * probs).round(decimals=1)):
+        with pytest.raises(ValueError, match=r"that sum to 1(00)?: probabilities; pass"):
+            qf.fit(given, labels, objective=objective)
+    settings = {"allowed": 0.1} if objective == "worst-case" else {}
+    qf.fit(logits.log_softmax(1), labels, objective=objective, **settings)
 
 
 def test_a_period_too_small_for_float32_is_told_of_the_logits() -> None:

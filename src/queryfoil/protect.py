@@ -33,7 +33,8 @@ OBJECTIVES: dict[str, tuple[Callable[..., Fit | TerraceFit], dict[str, Any], str
 """What a protection is fitted for: how, with which settings, and a line about it."""
 
 TERRACES = "terraces"
-SCALED_DOWN, FAR_OFF = 0.1, 0.1  # a temperature, and an ECE
+SCALED, FAR_OFF = 10.0, 0.1  # a factor of temperatures, and an ECE
+ROUNDED = 0.05  # by how much probabilities of few digits may miss their sum
 REFUSED = "no terraces keep"  # how `terrace_fit.fit` begins where it finds none that are good enough
 
 
@@ -84,20 +85,24 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
 def _check_logits(logits: Tensor) -> None:
     """ValueError for what can only be probabilities."""
     z = logits.detach().double()
-    if bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-3).all()):
-        raise ValueError(
-            "expected logits or log-probabilities, but each row is of numbers from 0 on that sum to 1: probabilities; "
-            "pass their logarithm"
-        )
+    if bool((z < 0).any()):
+        return
+    for whole in (1, 100):
+        if bool(((z.sum(1) / whole - 1).abs() < ROUNDED).all()):
+            raise ValueError(
+                f"expected logits or log-probabilities, but each row is of numbers from 0 on that sum to {whole}: "
+                f"probabilities; pass their logarithm, such as (p / {whole}).clamp_min(1e-12).log()"
+            )
 
 
 def _check_calibrated(found: Fit | TerraceFit, fitted: float) -> None:
-    """ValueError for a protection whose confidence is far off, of logits that are too small to be a model's own."""
-    if fitted < SCALED_DOWN and found.ece_cross_fitted > FAR_OFF:
+    """ValueError for a protection whose confidence is far off, of logits of another scale than a model's own."""
+    if not 1 / SCALED <= fitted <= SCALED and found.ece_cross_fitted > FAR_OFF:
         raise ValueError(
             f"expected logits that are calibrated near their own scale, but these want a temperature of {fitted:.2g}, "
             f"and the confidence of the best protection found would be off by {100 * found.ece_cross_fitted:.0f} % "
-            "(ECE); check that these are the model's logits and were not scaled down"
+            f"(ECE); check that these are the model's logits, were not scaled {'down' if fitted < 1 else 'up'}, and "
+            "that some of its answers here are wrong"
         )
 
 

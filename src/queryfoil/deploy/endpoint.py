@@ -12,7 +12,7 @@ HTTP_PATH = re.compile(r"(?P<base>/.*?)?/v2/models/(?P<model>[^/]+)(?:/versions/
 GRPC_PATH = re.compile(r"(?P<base>)/(?P<model>[^/]+)(?:/(?P<version>[^/]+))?/?")
 OUTPUTS = ("logits", "log_probs", "probs")
 DATATYPES = ("FP32", "UINT8")
-UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # in what both clients say of a certificate, in some case of letters
+UNTRUSTED = re.compile("certificate_verify_failed|verification check failed", re.IGNORECASE)  # as both clients say
 
 
 class EndpointError(ConnectionError):
@@ -165,12 +165,12 @@ class Described:
             )
 
 
-def untrusted(address: Address, reason: str) -> str:
-    """What to say where the certificate of an endpoint is none that is trusted."""
-    return (
-        f"the certificate of {address.place} is not trusted ({reason}); if it is of an authority of your own, pass its "
-        "certificate by --ca-file"
-    )
+def untrusted(address: Address, reason: str, given: bool) -> str:
+    """What to say where the certificate of an endpoint is none that is trusted; whether authorities were given."""
+    hint = "--ca-file has no authority that vouches for it, or it is out of date or of another host"
+    if not given:
+        hint = "if it is of an authority of your own, pass its certificate by --ca-file"
+    return f"the certificate of {address.place} is not trusted ({reason}); {hint}"
 
 
 def refused(address: Address, token: str | None, reason: str) -> str:

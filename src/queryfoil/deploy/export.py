@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from queryfoil.models.victim import Input, Victim, _Session
 BATCHES = (1, 3, 64)
 TOLERANCE = 1e-3  # of margins of the file against those of the module
 QUANTILES = np.linspace(0, 1, 21)
+TRACING = threading.Lock()  # torch traces one model at a time, and what is silenced is silent for all threads
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ def _asked(network: Victim, images: Tensor) -> Tensor:
         raise
     except Exception as error:  # whatever a model of somebody else's raises
         raise ValueError(
-            f"expected a model that answers images (N, {', '.join(map(str, images.shape[1:]))}), but it raised "
-            f"{type(error).__name__}: {error}; pass the shape of its images by --shape"
+            f"expected a model that answers images (N, {', '.join(map(str, images.shape[1:]))}), but of "
+            f"{len(images)} it raised {type(error).__name__}: {error}; pass the shape of its images by --shape"
         ) from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -189,12 +191,12 @@ def _asked(network: Victim, images: Tensor) -> Tensor:
 
 def _check_steady(network: Victim, images: Tensor, scores: Tensor) -> None:
     """ValueError if a network gives other scores than these when asked again, or asked in batches of another size."""
-    if _apart(network(images), scores) > TOLERANCE:
+    if _apart(_asked(network, images), scores) > TOLERANCE:
         raise ValueError(
             "expected a network that gives the same image the same scores, but asked twice this one gave others; a "
             "graph would freeze or lose what it draws, so export another, or the protection alone"
         )
-    if _apart(_answers(network, images), scores) > TOLERANCE:
+    if _apart(_answers(lambda part: _asked(network, part), images), scores) > TOLERANCE:
         raise ValueError(
             "expected a network that answers each image by itself, but in another batch this one gave the same images "
             "other scores, which a server that gathers requests would show; make it treat its rows apart"
@@ -202,10 +204,13 @@ def _check_steady(network: Victim, images: Tensor, scores: Tensor) -> None:
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference of scores (N, K), as a part of the largest score, if that is more than 1."""
+    """The largest difference of scores (N, K) that are finite, as a part of the largest, if that is more than 1."""
+    if a.shape != b.shape:
+        return torch.inf
     finite = a.isfinite() & b.isfinite()
-    far = (a - b)[finite].abs().amax() if bool(finite.any()) else torch.zeros(())
-    return float(far / a[finite].abs().amax().clamp_min(1))
+    if not bool(finite.any()):
+        return 0.0
+    return float((a - b)[finite].abs().amax() / a[finite].abs().amax().clamp_min(1))
 
 
 def _parts(sample: Tensor) -> Iterator[Tensor]:
@@ -246,7 +251,7 @@ def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
     """The module as a graph of torch operations for batches of any size."""
     for strict in (True, False):
         try:
-            with torch.no_grad(), _quiet():
+            with TRACING, torch.no_grad(), _quiet():
                 return torch.export.export(
                     module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=strict
                 )
@@ -262,7 +267,7 @@ def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram
 def _quiet() -> Iterator[None]:
     """Without the graphs that torch prints and logs where it makes none; its error has the reason."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(before, logging.WARNING))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield

@@ -36,7 +36,7 @@ class GRPCLine:
 
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         options += [("grpc.enable_http_proxy", 0)] if address.loopback else []
-        self.address, self.token, self.timeout = address, token, timeout
+        self.address, self.token, self.timeout, self.authorities = address, token, timeout, authorities
         self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self.triton = triton
         self.client = triton.InferenceServerClient(
@@ -80,8 +80,8 @@ class GRPCLine:
         text = f"it answered {status}: {reason}"
         if status == "RESOURCE_EXHAUSTED" and TOO_LARGE.search(reason):
             raise BatchError(f"{self.address}: {text}")
-        if UNTRUSTED in reason.upper():
-            raise EndpointError(untrusted(self.address, text))
+        if UNTRUSTED.search(reason):
+            raise EndpointError(untrusted(self.address, text, self.authorities is not None))
         if status in AGAIN:
             lost = status == "UNAVAILABLE" and NO_CONNECTION in reason.lower()
             raise BusyError(text, sent=not lost, connected=not lost)

@@ -37,7 +37,7 @@ class HTTPLine:
 
     def __init__(self, address: Address, token: str | None, timeout: float, authorities: Path | None = None) -> None:
         headers = {"accept-encoding": "identity"} | ({} if token is None else {"authorization": f"Bearer {token}"})
-        self.address, self.token = address, token
+        self.address, self.token, self.authorities = address, token, authorities
         verify = True if authorities is None else ssl.create_default_context(cafile=authorities)
         self.client = httpx.Client(headers=headers, timeout=timeout, trust_env=not address.loopback, verify=verify)
         self.binary = False
@@ -85,8 +85,8 @@ class HTTPLine:
         except httpx.PoolTimeout as error:
             raise BusyError(_named(error), sent=False) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if UNTRUSTED in str(error).upper():
-                raise EndpointError(untrusted(self.address, str(error))) from None
+            if UNTRUSTED.search(str(error)):
+                raise EndpointError(untrusted(self.address, str(error), self.authorities is not None)) from None
             raise BusyError(_named(error), sent=False, connected=False) from None
         except httpx.TransportError as error:
             raise BusyError(_named(error)) from None
