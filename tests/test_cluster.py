@@ -226,9 +226,10 @@ def started(small: Path, out: Path) -> tuple["subprocess.Popen[str]", list[psuti
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind_and_nobody_else_can_reach_it(small: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_behind_and_nobody_else_can_reach_it(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    process, others, folder = started(small, tmp_path / "out")
+    (tmp_path / "long.toml").write_text(SMALL.replace("n = 16", "n = 400").replace("budget = 100", "budget = 1000"))
+    process, others, folder = started(tmp_path / "long.toml", tmp_path / "out")
     listening = [c for p in others for c in p.connections() if c.status == psutil.CONN_LISTEN]
     assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert listening
