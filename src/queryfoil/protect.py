@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Fit | TerraceFit], dict[str, Any], str
 """What a protection is fitted for: how, with which settings, and a line about it."""
 
 TERRACES = "terraces"
-SCALED, FAR_OFF = 10.0, 0.1  # a factor of temperatures, and an ECE
+SCALED_DOWN, FAR_OFF = 0.1, 0.1  # a temperature, and an ECE
 ROUNDED = 0.05  # by how much probabilities of few digits may miss their sum
 REFUSED = "no terraces keep"  # how `terrace_fit.fit` begins where it finds none that are good enough
 
@@ -78,7 +78,7 @@ def fit(logits: Tensor, labels: Tensor, *, objective: str = "worst-case", **sett
         if str(error).startswith(REFUSED) and (why := _small(logits)):
             raise ValueError(f"{why}. As these logits are, {error}") from error
         raise
-    _check_calibrated(found, fitted)
+    _check_calibrated(found, fitted, int((logits.argmax(1).cpu() != labels.cpu()).sum()))
     return found
 
 
@@ -95,14 +95,16 @@ def _check_logits(logits: Tensor) -> None:
             )
 
 
-def _check_calibrated(found: Fit | TerraceFit, fitted: float) -> None:
-    """ValueError for a protection whose confidence is far off, of logits of another scale than a model's own."""
-    if not 1 / SCALED <= fitted <= SCALED and found.ece_cross_fitted > FAR_OFF:
+def _check_calibrated(found: Fit | TerraceFit, fitted: float, wrong: int) -> None:
+    """ValueError for a protection whose confidence is far off, of logits that are too small to be a model's own.
+
+    `wrong`: how many answers are, without which no temperature is too low.
+    """
+    if wrong and fitted < SCALED_DOWN and found.ece_cross_fitted > FAR_OFF:
         raise ValueError(
             f"expected logits that are calibrated near their own scale, but these want a temperature of {fitted:.2g}, "
             f"and the confidence of the best protection found would be off by {100 * found.ece_cross_fitted:.0f} % "
-            f"(ECE); check that these are the model's logits, were not scaled {'down' if fitted < 1 else 'up'}, and "
-            "that some of its answers here are wrong"
+            "(ECE); check that these are the model's logits and were not scaled down"
         )
 
 
