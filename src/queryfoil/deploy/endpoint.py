@@ -165,12 +165,14 @@ class Described:
             )
 
 
-def untrusted(address: Address, reason: str, given: bool) -> str:
-    """What to say where the certificate of an endpoint is none that is trusted; whether authorities were given."""
+def check_trust(address: Address, reason: str, given: bool) -> None:
+    """EndpointError where a connection failed as the certificate is not trusted; `given`: whether authorities were."""
+    if not UNTRUSTED.search(reason):
+        return
     hint = "--ca-file has no authority that vouches for it, or it is out of date or of another host"
     if not given:
         hint = "if it is of an authority of your own, pass its certificate by --ca-file"
-    return f"the certificate of {address.place} is not trusted ({reason}); {hint}"
+    raise EndpointError(f"the certificate of {address.place} is not trusted ({reason}); {hint}")
 
 
 def refused(address: Address, token: str | None, reason: str) -> str:

@@ -8,16 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from queryfoil.deploy.endpoint import (
-    UNTRUSTED,
-    Address,
-    BatchError,
-    BusyError,
-    Described,
-    EndpointError,
-    refused,
-    untrusted,
-)
+from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError, check_trust, refused
 
 AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
 TOO_LARGE = re.compile(r"bytes|larger than max")  # in what is said with RESOURCE_EXHAUSTED, which also means busy
@@ -80,8 +71,7 @@ class GRPCLine:
         text = f"it answered {status}: {reason}"
         if status == "RESOURCE_EXHAUSTED" and TOO_LARGE.search(reason):
             raise BatchError(f"{self.address}: {text}")
-        if UNTRUSTED.search(reason):
-            raise EndpointError(untrusted(self.address, text, self.authorities is not None))
+        check_trust(self.address, text, self.authorities is not None)
         if status in AGAIN:
             lost = status == "UNAVAILABLE" and NO_CONNECTION in reason.lower()
             raise BusyError(text, sent=not lost, connected=not lost)

@@ -11,16 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from queryfoil.deploy.endpoint import (
-    UNTRUSTED,
-    Address,
-    BatchError,
-    BusyError,
-    Described,
-    EndpointError,
-    refused,
-    untrusted,
-)
+from queryfoil.deploy.endpoint import Address, BatchError, BusyError, Described, EndpointError, check_trust, refused
 
 BINARY = "binary_tensor_data"  # extension of the protocol
 LENGTH = "Inference-Header-Content-Length"
@@ -85,8 +76,7 @@ class HTTPLine:
         except httpx.PoolTimeout as error:
             raise BusyError(_named(error), sent=False) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if UNTRUSTED.search(str(error)):
-                raise EndpointError(untrusted(self.address, str(error), self.authorities is not None)) from None
+            check_trust(self.address, str(error), self.authorities is not None)
             raise BusyError(_named(error), sent=False, connected=False) from None
         except httpx.TransportError as error:
             raise BusyError(_named(error)) from None
